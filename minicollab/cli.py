@@ -1,0 +1,192 @@
+"""The command line. The only module that prints or exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minicollab import __version__
+from minicollab.errors import MinicollabError
+from minicollab.run import STAGES, Run
+
+_HELP = {
+    "simulate": "Play the training conversations, score candidates by MR, write preference pairs.",
+    "train": "QLoRA DPO on the preference pairs.",
+    "export": "Write the trained model as GGUF, and check it against torch.",
+    "eval": "Compare base, proactive base and trained on the held-out tasks.",
+    "report": "Write report.html.",
+}
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Turns what a person can mend into one line and an exit code; everything else is a bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MinicollabError as error:
+            _fail(str(error), error.code)
+        except KeyboardInterrupt:
+            _fail("stopped. The same command goes on where it was.", _INTERRUPTED)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            _fail(f"{error.strerror or error}{where}. Check free space and permissions, then run again.", 5)
+
+
+def _fail(line: str, code: int) -> None:
+    click.echo(f"minicollab: {line}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="minicollab")
+def main() -> None:
+    """CollabLLM for one consumer GPU, offline: teach a local model when to ask and when to answer."""
+
+
+_out = click.option(
+    "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the recipe>."
+)
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+
+def _stage_command(stage: str) -> click.Command:
+    @click.command(stage, help=_HELP[stage])
+    @click.argument("run_or_recipe", type=click.Path(path_type=Path))
+    @_out
+    @_set
+    @_json
+    def command(run_or_recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+        run = Run.open(run_or_recipe, out, overrides)
+        result = _do(run, stage)
+        click.echo(json.dumps(result, indent=1) if as_json else _summary(run, stage, result))
+
+    return command
+
+
+for _name in STAGES:
+    main.add_command(_stage_command(_name))
+
+
+@main.command("run")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@_out
+@_set
+@click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to run.")
+@_json
+def run_command(
+    recipe: Path, out: Path | None, overrides: tuple[str, ...], until: str, as_json: bool
+) -> None:
+    """All stages of RECIPE in order. What is done already is not done again."""
+    from minicollab.stages import is_unchanged
+
+    run = Run.open(recipe, out, overrides)
+    results = {}
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if is_unchanged(run, stage):
+            results[stage] = _do(run, stage)
+        else:
+            _in_a_process_of_its_own(run, stage)
+            results[stage] = run.journal()["stages"][stage]["result"]
+        if not as_json:
+            click.echo(_summary(run, stage, results[stage]))
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+
+
+def _in_a_process_of_its_own(run: Run, stage: str) -> None:
+    """So that all memory of a stage, the GPU's too, is free before the next one begins."""
+    command = [sys.executable, "-m", "minicollab", stage, str(run.folder)]
+    try:
+        status = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)  # the stage has the same signal, and says so
+    if status < 0:
+        raise MinicollabError(
+            f"the {stage} stage was killed by signal {-status}", "Run the same command again."
+        )
+    if status:
+        sys.exit(status)
+
+
+def _do(run: Run, stage: str) -> dict[str, Any]:
+    from rich.console import Console
+
+    from minicollab.display import Display
+    from minicollab.stages import run_stage
+
+    with Display(stage, Console(stderr=True)) as display:
+        return run_stage(run, stage, display)
+
+
+def _summary(run: Run, stage: str, result: dict[str, Any]) -> str:
+    entry = run.journal()["stages"][stage]
+    cost = "unchanged" if entry["unchanged"] else f"{entry['seconds']:.0f} s"
+    return f"{stage} ({cost}): {_SUMMARIES[stage](run, result)}"
+
+
+def _simulated(run: Run, result: dict[str, Any]) -> str:
+    everyone, chosen, rejected = (
+        _percent(result[f"share_asking{which}"]) for which in ("", "_chosen", "_rejected")
+    )
+    return (
+        f"{result['pairs']} pairs from {result['candidates']} candidates; asking: {everyone} of all, "
+        f"{chosen} of the chosen, {rejected} of the rejected\n  {run / 'pairs.jsonl'}"
+    )
+
+
+def _trained(run: Run, result: dict[str, Any]) -> str:
+    dropped = f"{result['dropped_too_long']} rows dropped as too long"
+    return f"{result['steps']} steps on {result['pairs']} pairs, {dropped}\n  {run / 'adapter'}"
+
+
+def _exported(run: Run, result: dict[str, Any]) -> str:
+    check = result["verification"]
+    seen = f"checked on {check['prompts']} prompts, KL to torch {check['kl_torch_merged_f16']:.2g}"
+    return f"{seen}\n  {run / result['model']}\n  {run / result['adapter']}"
+
+
+def _evaluated(run: Run, result: dict[str, Any]) -> str:
+    return f"\n{_table(result)}\n{result['verdict']}\n  {run / 'eval.json'}"
+
+
+def _reported(run: Run, result: dict[str, Any]) -> str:
+    return str(run / result["report"])
+
+
+_SUMMARIES = {
+    "simulate": _simulated,
+    "train": _trained,
+    "export": _exported,
+    "eval": _evaluated,
+    "report": _reported,
+}
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.0%}"
+
+
+def _table(result: dict[str, Any]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "MR", "goal coverage", "tokens read (k)", "interactivity")
+    for arm, row in result["arms"].items():
+        table.add_row(arm, *(f"{value:.3f}" for value in row.values()))
+    for name, row in result["differences"].items():
+        table.add_row(name, *(f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in row.values()))
+    console = Console(width=max(110, int(os.environ.get("COLUMNS", 0))), no_color=True)
+    with console.capture() as capture:
+        console.print(table, markup=False)
+    return capture.get().rstrip()

@@ -1,0 +1,160 @@
+"""Base GGUF + adapter GGUF → one F16 GGUF, and from that any quantization."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minicollab.engine.quiet import last_error, quiet
+from minicollab.errors import ModelError, StageError
+from minicollab.files import aside
+from minicollab.gguf.files import read_gguf, value
+from minicollab.progress import Progress, silent
+
+KINDS = [
+    "f16",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_k_m",
+    "q5_k_s",
+    "q5_0",
+    "q5_1",
+    "q4_k_m",
+    "q4_k_s",
+    "q4_0",
+    "q4_1",
+    "iq4_nl",
+    "iq4_xs",
+    "q3_k_l",
+    "q3_k_m",
+    "q3_k_s",
+    "q2_k",
+]
+"""The quantizations that need no importance matrix."""
+
+# Keys that describe the base's file rather than the model; the writer sets the first itself.
+_OF_THE_FILE = (
+    *("GGUF.", "split.", "quantize."),
+    *(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment")),
+)
+
+
+def merge(base_gguf: Path, adapter_gguf: Path, out: Path, progress: Progress = silent) -> Path:
+    """Write W + alpha / rank * B @ A for every tensor, computed in float32, as float16.
+
+    One-dimensional tensors (norms, biases) are float32, as llama.cpp wants them. One tensor is
+    in memory at a time. All metadata of the base is kept, the tokenizer and the chat template
+    above all. Raises StageError if the adapter does not belong to the base.
+    """
+    import gguf
+    import numpy as np
+
+    base, adapter = read_gguf(base_gguf), read_gguf(adapter_gguf)
+    deltas = _deltas(base, adapter, adapter_gguf)
+    with aside(out) as partial:
+        writer = gguf.GGUFWriter(partial, value(base, "general.architecture"))
+        _copy_metadata(base, writer, base_gguf)
+        kinds = [np.float32 if len(t.shape) == 1 else np.float16 for t in base.tensors]
+        for tensor, kind in zip(base.tensors, kinds, strict=True):
+            shape = [int(n) for n in reversed(tensor.shape)]
+            size = int(tensor.n_elements) * np.dtype(kind).itemsize
+            writer.add_tensor_info(tensor.name, shape, np.dtype(kind), size)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, (tensor, kind) in enumerate(zip(base.tensors, kinds, strict=True)):
+            progress("merge", done, len(kinds))
+            writer.write_tensor_data(_merged(tensor, deltas.get(tensor.name), kind))
+        writer.close()
+    progress("merge", len(kinds), len(kinds))
+    return out
+
+
+def _deltas(base: Any, adapter: Any, path: Path) -> dict[str, tuple[float, Any, Any]]:
+    """Base tensor name → (scale, A, B); the arrays stay memory-mapped."""
+    if value(adapter, "adapter.type") != "lora" or not adapter.tensors:
+        raise StageError(f"{path} is not a LoRA adapter", "Run the export stage again.")
+    alpha = value(adapter, "adapter.lora.alpha")
+    halves = {t.name: t.data for t in adapter.tensors}
+    names = {name.rpartition(".")[0] for name in halves}
+    unknown = names - {t.name for t in base.tensors}
+    if unknown or value(adapter, "general.architecture") != value(base, "general.architecture"):
+        raise StageError(
+            f"{path.name} was made for another base {sorted(unknown)[:1]}",
+            "Use the GGUF that it was trained on.",
+        )
+    return {n: (alpha / len(a), a, halves[f"{n}.lora_b"]) for n in names for a in [halves[f"{n}.lora_a"]]}
+
+
+def _merged(tensor: Any, delta: tuple[float, Any, Any] | None, kind: type) -> Any:
+    import gguf
+    import numpy as np
+
+    weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    if delta:
+        scale, a, b = delta
+        weight = weight + np.float32(scale) * (b @ a)
+    with np.errstate(over="ignore"):
+        stored: Any = weight.astype(kind)
+    if not np.isfinite(stored).all():
+        raise StageError(
+            f"{tensor.name} does not fit into float16 after merging",
+            "Train again with a lower learning rate.",
+        )
+    return stored
+
+
+def _copy_metadata(base: Any, writer: Any, base_gguf: Path) -> None:
+    import gguf
+    import llama_cpp as lc
+
+    name = value(base, "general.name", base_gguf.stem)
+    ours = {
+        "general.name": f"{name} minicollab",
+        "general.finetune": "minicollab",
+        "general.description": f"Trained with minicollab from {name}",
+    }
+    for key, field in base.fields.items():
+        # The writer has no empty arrays; one says as little as none.
+        if key not in ours and not key.startswith(_OF_THE_FILE) and len(field.data):
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
+    for key, text in ours.items():
+        writer.add_string(key, text)
+    writer.add_file_type(lc.LLAMA_FTYPE_MOSTLY_F16)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def quantize(src: Path, out: Path, kind: str, progress: Progress = silent) -> Path:
+    """Quantize the F16 GGUF `src` to one of `KINDS`; "f16" copies. A failure leaves no file."""
+    import ctypes
+
+    import llama_cpp as lc
+
+    kind = check_kind(kind)
+    what = f"quantize to {kind}"
+    progress(what, 0, 1)
+    with aside(out) as partial:
+        if kind == "f16":
+            shutil.copyfile(src, partial)
+        else:
+            quiet()
+            params = lc.llama_model_quantize_default_params()
+            params.ftype = getattr(lc, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+            if lc.llama_model_quantize(str(src).encode(), str(partial).encode(), ctypes.byref(params)):
+                raise StageError(
+                    f"llama.cpp cannot quantize {src.name} to {kind}: {last_error()}",
+                    "Check the free disk space, or set export.quantization to another kind.",
+                )
+    progress(what, 1, 1)
+    return out
+
+
+def check_kind(kind: str) -> str:
+    """The kind in lower case; raises ModelError, which names the known ones."""
+    if kind.lower() not in KINDS:
+        raise ModelError(
+            f"there is no quantization {kind!r}", f"Set export.quantization to one of {', '.join(KINDS)}."
+        )
+    return kind.lower()

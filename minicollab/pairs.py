@@ -1,0 +1,120 @@
+"""The main loop: tasks → scored candidates → preference pairs (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minicollab.cast import Cast
+from minicollab.recipe import Recipe
+from minicollab.rollout import mr, propose
+from minicollab.schema import Conversation, PreferencePair, ScoredCandidate, Task
+from minicollab.seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one conversation: what was said, every scored candidate, the pair if there is one."""
+
+    task: Task
+    talk: Conversation
+    scored: tuple[ScoredCandidate, ...]
+    pair: PreferencePair | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON row a candidate, for rollouts.jsonl."""
+        return [_row(self, candidate) for candidate in self.scored]
+
+
+async def converse(recipe: Recipe, cast: Cast, task: Task) -> list[Turn]:
+    """Talk a task through; at every turn the best candidate is what the assistant said."""
+    talk = Conversation() + cast.simulator.open(task)
+    turns: list[Turn] = []
+    while talk.exchanges < recipe.simulate.exchanges:
+        candidates = await propose(recipe, cast, task, talk)
+        scored = await asyncio.gather(*(mr(recipe, cast, task, talk, c) for c in candidates))
+        pair = best_against_worst(task, talk, scored, recipe.pairs.min_gap)
+        turns.append(Turn(task, talk, tuple(scored), pair))
+        usable = [s for s in scored if not math.isnan(s.mr)]
+        if not usable:
+            break
+        best = max(usable, key=lambda s: s.mr)
+        seed = seed_of(recipe.seed, task.id, talk.exchanges, "user")
+        going_on = await answered(cast, task, talk, best, seed)
+        if going_on is None:
+            break
+        talk = going_on
+    return turns
+
+
+def best_against_worst(
+    task: Task, talk: Conversation, scored: Sequence[ScoredCandidate], min_gap: float
+) -> PreferencePair | None:
+    """The pair of highest against lowest MR, if they are at least `min_gap` apart."""
+    usable = [s for s in scored if not math.isnan(s.mr)]
+    if len(usable) < 2:
+        return None
+    best, worst = max(usable, key=lambda s: s.mr), min(usable, key=lambda s: s.mr)
+    if best.mr - worst.mr < max(min_gap, 1e-9):
+        return None
+    return PreferencePair(
+        task.id, talk.exchanges, talk, best.candidate.message, worst.candidate.message, best.mr, worst.mr
+    )
+
+
+async def answered(
+    cast: Cast, task: Task, talk: Conversation, best: ScoredCandidate, seed: int
+) -> Conversation | None:
+    """`talk`, the best candidate, and what the user said to it in its first future; without a
+    future (w = 0) the user is asked now. None if the user was done."""
+    first = best.rollouts[0]
+    if first.stop_reason == "user_done" and len(first.conversation) == first.start + 1:
+        return None
+    if len(first.conversation) > first.start + 1:
+        return talk + best.candidate.message + first.conversation.messages[first.start + 1]
+    said = await cast.simulator.next(task, talk + best.candidate.message, seed)
+    return talk + best.candidate.message + said if said else None
+
+
+async def build_pairs(recipe: Recipe, cast: Cast, tasks: Sequence[Task]) -> AsyncIterator[list[Turn]]:
+    """The turns of each task, in the order of the tasks, some tasks at a time."""
+    gate = asyncio.Semaphore(recipe.engine.concurrent_tasks)
+
+    async def one(task: Task) -> list[Turn]:
+        async with gate:
+            return await converse(recipe, cast, task)
+
+    async with asyncio.TaskGroup() as group:
+        for work in [group.create_task(one(task)) for task in tasks]:
+            yield await work
+
+
+def _row(turn: Turn, scored: ScoredCandidate) -> dict[str, Any]:
+    candidate = scored.candidate
+    futures = [
+        {
+            "sample": rollout.sample,
+            "messages": Conversation(rollout.conversation.messages[rollout.start + 1 :]).as_dicts(),
+            "stop_reason": rollout.stop_reason,
+            "metrics": dict(score.metrics),
+            "judgements": {name: list(values) for name, values in score.judgements.items()},
+            "reward": score.reward,
+        }
+        for rollout, score in zip(scored.rollouts, scored.scores, strict=True)
+    ]
+    return {
+        "task_id": turn.task.id,
+        "turn": turn.talk.exchanges,
+        "context": turn.talk.as_dicts(),
+        "candidate": candidate.text,
+        "index": candidate.index,
+        "style": candidate.style,
+        "stop_reason": candidate.stop_reason,
+        "asks": "?" in candidate.text,
+        "mr": None if math.isnan(scored.mr) else scored.mr,
+        "futures": futures,
+        "failures": list(scored.failures),
+    }

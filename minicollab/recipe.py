@@ -1,0 +1,238 @@
+"""The recipe: one validated YAML that defines a run.
+
+Strict at this edge: an unknown key is an error that names the nearest known one.
+Paths in a recipe are relative to the recipe's own folder and absolute once loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minicollab.errors import RecipeError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Models(Section):
+    """`policy` is trained; `judge` plays the user and judges. Each is a built-in name
+    (`smollm2-135m-instruct`, `qwen2.5-coder-1.5b-instruct`), a path to a GGUF, or
+    `hf:owner/repo/file.gguf`. Without `judge`, the policy's GGUF does all three jobs."""
+
+    policy: str
+    judge: str | None = None
+    train_base: str | None = Field(
+        None, description="Hugging Face name or folder to train on; default: the policy's GGUF, dequantized"
+    )
+
+
+class Tasks(Section):
+    path: str
+    train: int = Field(36, ge=1)
+    eval: int = Field(12, ge=1)
+
+
+class Generation(Section):
+    """Sampling of one role. `max_tokens` counts tokens of that role's model."""
+
+    max_tokens: int = Field(96, ge=1)
+    temperature: float = Field(0.8, ge=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    min_p: float = Field(0.05, ge=0, le=1)
+
+
+class Propose(Section):
+    """How candidates are made: K of them, a share of which is asked to be proactive."""
+
+    candidates: int = Field(4, ge=2)
+    proactive_ratio: float = Field(0.5, ge=0, le=1)
+    style: Literal["transcript", "system"] = "transcript"
+
+
+class Simulate(Section):
+    """`exchanges`: turn cap of a conversation; `futures`: S; `window`: w exchanges."""
+
+    exchanges: int = Field(2, ge=1)
+    futures: int = Field(2, ge=1)
+    window: int = Field(1, ge=0)
+
+
+class Simulator(Section):
+    style: Literal["transcript", "chat"] = "transcript"
+    generation: Generation = Generation(max_tokens=40)
+
+
+class Question(Section):
+    """One weighted yes/no question. `scope` says what it is asked about: each assistant
+    reply from the candidate on (the mean counts), or the whole conversation."""
+
+    ask: str
+    scope: Literal["reply", "conversation"] = "conversation"
+    weight: float = 1.0
+
+
+class Judge(Section):
+    """`rubric`: probabilities of Yes against No, read off the logits.
+    `json`: the paper's style, a written verdict with a score from 1 to 5."""
+
+    style: Literal["rubric", "json"] = "rubric"
+    questions: dict[str, Question] = Field(min_length=1)
+
+
+class Weights(Section):
+    goal_coverage: float = 1.0
+    interactivity: float = 1.0
+
+
+class Reward(Section):
+    """R = w_ext R_ext - min(lambda * tokens, 1) + w_int R_judge (paper, section 3.2)."""
+
+    weights: Weights = Weights()
+    token_cost: float = Field(5e-4, ge=0, description="lambda, per token that the user must read")
+
+
+class Pairs(Section):
+    min_gap: float = Field(0.02, ge=0)
+
+
+class Train(Section):
+    """QLoRA DPO. Defaults are the paper's; `sft_weight` > 0 adds an SFT term on the chosen reply."""
+
+    max_length: int = Field(1024, ge=16)
+    epochs: float = Field(8, gt=0)
+    learning_rate: float = Field(5e-6, gt=0)
+    batch_size: int = Field(2, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    beta: float = Field(0.1, gt=0)
+    sft_weight: float = Field(0.0, ge=0)
+    lora_r: int = Field(32, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    warmup_steps: int = Field(0, ge=0)
+    save_steps: int = Field(20, ge=1)
+    load_in_4bit: bool = True
+
+
+class Export(Section):
+    quantization: str = "q4_k_m"
+
+
+class Eval(Section):
+    """`samples`: conversations per held-out task and arm; `exchanges`: their turn cap."""
+
+    samples: int = Field(2, ge=1)
+    exchanges: int = Field(2, ge=1)
+    bootstrap: int = Field(10_000, ge=100)
+
+
+class Engine(Section):
+    """`context`: KV cells of one model's context, shared by its sequences."""
+
+    context: int = Field(8192, ge=512)
+    sequences: int = Field(64, ge=1, le=256)
+    batch: int = Field(512, ge=32)
+    threads: int | None = Field(None, ge=1)
+    gpu_layers: int = -1
+    concurrent_tasks: int = Field(8, ge=1)
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = 0
+    models: Models
+    tasks: Tasks
+    propose: Propose = Propose()
+    policy: Generation = Generation()
+    simulate: Simulate = Simulate()
+    simulator: Simulator = Simulator()
+    judge: Judge
+    reward: Reward = Reward()
+    pairs: Pairs = Pairs()
+    train: Train = Train()
+    export: Export = Export()
+    eval: Eval = Eval()
+    engine: Engine = Engine()
+    cache: str | None = None
+
+    def dump(self) -> str:
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe. `overrides` are `key.path=value` strings, their values YAML.
+
+    Raises RecipeError with the place of the first fault and the nearest key that exists.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no recipe {path}", "Give the path of a recipe or of a run folder."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}", "Give the path of a recipe (YAML).") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}", "Mend that line.") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} is not a recipe", "It must be YAML with name, models, tasks and judge.")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    tasks = recipe.tasks.model_copy(update={"path": _absolute(recipe.tasks.path, path.parent)})
+    models = {
+        role: _absolute(name, path.parent) if name and _is_path(name) else name
+        for role, name in recipe.models.model_dump().items()
+    }
+    return recipe.model_copy(update={"tasks": tasks, "models": Models(**models)})
+
+
+def _is_path(model: str) -> bool:
+    return model.endswith(".gguf") and not model.startswith("hf:")
+
+
+def _absolute(name: str, folder: Path) -> str:
+    return str((folder / Path(name).expanduser()).resolve())
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override} has no value", "Write it as --set key.path=value.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(raw.setdefault(parent, {}), dict):
+            raise RecipeError(f"--set {key}: {parent} has no keys in it", "Check the key against the recipe.")
+        raw = raw[parent]
+    raw[last] = yaml.safe_load(value)
+
+
+def _explain(path: Path, error: ValidationError) -> RecipeError:
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return RecipeError(
+            f"{path.name}: {where}: {fault['msg'].lower()}", "Change that value in the recipe."
+        )
+    *parents, key = [str(part) for part in fault["loc"]]
+    known = _keys_at(parents)
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known keys there: {', '.join(known)}."
+    return RecipeError(f"{path.name}: there is no key {where}", hint)
+
+
+def _keys_at(parents: list[str]) -> list[str]:
+    model: Any = Recipe
+    for parent in parents:
+        field = getattr(model, "model_fields", {}).get(parent)
+        model = field.annotation if field else Question
+    return list(getattr(model, "model_fields", {}))

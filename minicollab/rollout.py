@@ -1,0 +1,86 @@
+"""Propose candidates, and roll a conversation forward from one (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from minicollab.cast import Cast, Measured
+from minicollab.judge import JudgeFailure
+from minicollab.metrics import METRICS
+from minicollab.recipe import Recipe
+from minicollab.reward import multiturn_aware_reward, reward
+from minicollab.schema import Candidate, Conversation, Message, Rollout, Score, ScoredCandidate, Task
+from minicollab.seeds import seed_of
+from minicollab.simulator import SimulatorFailure
+
+
+async def propose(recipe: Recipe, cast: Cast, task: Task, talk: Conversation) -> list[Candidate]:
+    """K candidates for the assistant's next message; the last share of them asked to be proactive.
+
+    Empty ones and repetitions are left out, so there may be fewer than K.
+    """
+    options = recipe.propose
+    plain = options.candidates - round(options.candidates * options.proactive_ratio)
+
+    async def one(index: int) -> Candidate:
+        seed = seed_of(recipe.seed, task.id, talk.exchanges, index, "candidate")
+        if index < plain:
+            answer = await cast.policy.reply(talk, seed)
+        else:
+            answer = await cast.policy.proactive_reply(talk, seed, options.style)
+        style = "plain" if index < plain else "proactive"
+        return Candidate(index, style, answer.text.strip(), answer.stop_reason)  # type: ignore[arg-type]
+
+    candidates = await asyncio.gather(*(one(i) for i in range(options.candidates)))
+    return list({c.text: c for c in reversed(candidates) if c.text}.values())[::-1]
+
+
+async def roll(
+    recipe: Recipe, cast: Cast, task: Task, talk: Conversation, reply: Message, window: int, *where: str | int
+) -> Rollout:
+    """`reply` and up to `window` simulated exchanges (user, then policy) after it.
+
+    `where` are the coordinates of this future; the last one is its sample number.
+    """
+    conversation, start = talk + reply, len(talk)
+    for step in range(window):
+        seeds = [seed_of(recipe.seed, task.id, *where, step, role) for role in ("user", "assistant")]
+        said = await cast.simulator.next(task, conversation, seeds[0])
+        if said is None:
+            return Rollout(conversation, start, int(where[-1]), "user_done")
+        answer = await cast.policy.reply(conversation + said, seeds[1])
+        conversation = conversation + said + Message("assistant", answer.text.strip())
+    return Rollout(conversation, start, int(where[-1]), "window")
+
+
+async def score(recipe: Recipe, cast: Cast, task: Task, rollout: Rollout) -> Score:
+    """Every metric of a finished rollout, and its reward."""
+    measured: list[Measured] = await asyncio.gather(*(m(rollout, task, cast) for m in METRICS.values()))
+    metrics = {name: m.value for name, m in zip(METRICS, measured, strict=True)}
+    judgements = {question: answers for m in measured for question, answers in m.judgements.items()}
+    return Score(metrics, judgements, reward(metrics, recipe.reward))
+
+
+async def mr(
+    recipe: Recipe, cast: Cast, task: Task, talk: Conversation, candidate: Candidate
+) -> ScoredCandidate:
+    """The candidate's Multiturn-aware Reward: S futures of w exchanges, scored and averaged.
+
+    A future that fails (no user message, no verdict) is named in `failures` and not counted;
+    with none left `mr` is NaN.
+    """
+    options = recipe.simulate
+
+    async def future(sample: int) -> tuple[Rollout, Score] | str:
+        where = (talk.exchanges, candidate.index, sample)
+        try:
+            rollout = await roll(recipe, cast, task, talk, candidate.message, options.window, *where)
+            return rollout, await score(recipe, cast, task, rollout)
+        except (SimulatorFailure, JudgeFailure) as failure:
+            return str(failure)
+
+    results = await asyncio.gather(*(future(s) for s in range(options.futures)))
+    finished = [r for r in results if not isinstance(r, str)]
+    rollouts, scores = tuple(r for r, _ in finished), tuple(s for _, s in finished)
+    mean = multiturn_aware_reward([s.reward for s in scores]) if scores else float("nan")
+    return ScoredCandidate(candidate, rollouts, scores, mean, tuple(r for r in results if isinstance(r, str)))

@@ -1,0 +1,153 @@
+"""A run: one directory with everything that a recipe produced, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from minicollab import __version__
+from minicollab.cache import Store, content_hash
+from minicollab.errors import RunError
+from minicollab.files import aside
+from minicollab.models import user_cache
+from minicollab.recipe import Recipe, load_recipe
+
+STAGES = ("simulate", "train", "export", "eval", "report")
+_PACKAGES = (
+    "torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "datasets", "llama-cpp-python", "gguf"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, path: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> Run:
+        """The run of a recipe, or the run that lies in the folder `path`; the folder is made and
+        the resolved recipe written to it."""
+        if path.is_dir():
+            folder, recipe = path, load_recipe(path / "recipe.yaml", overrides)
+        else:
+            recipe = load_recipe(path, overrides)
+            folder = out or Path("runs") / recipe.name
+        run = cls(folder.resolve(), recipe)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with aside(run.folder / "recipe.yaml") as partial:
+                partial.write_text(recipe.dump(), "utf-8")
+        except OSError as error:
+            raise RunError(
+                f"the run folder {run.folder} cannot be written: {error.strerror}",
+                "Give another one with --out DIR.",
+            ) from None
+        return run
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    @cached_property
+    def store(self) -> Store:
+        """The cache: $MINICOLLAB_CACHE, else the recipe's, else cache/ of a checkout, else the user's."""
+        checkout = Path(__file__).parent.parent
+        if chosen := os.environ.get("MINICOLLAB_CACHE") or self.recipe.cache:
+            folder = Path(chosen).expanduser()
+        elif (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
+            folder = checkout / "cache" / "store"
+        else:
+            folder = user_cache() / "store"
+        return Store(folder)
+
+    def journal(self) -> dict[str, Any]:
+        """run.json, or an empty one."""
+        with suppress(OSError, ValueError):
+            return dict(json.loads((self / "run.json").read_text("utf-8")))
+        return {"stages": {}}
+
+    def record(self, stage: str, entry: Mapping[str, Any]) -> None:
+        journal = self.journal()
+        journal |= {"minicollab": __version__, "recipe": self.recipe.name, "seed": self.recipe.seed}
+        journal["versions"] = {"python": sys.version.split()[0]} | _versions()
+        journal["stages"] = {**journal["stages"], stage: dict(entry)}
+        self.write_json("run.json", journal)
+
+    def write_json(self, name: str, value: Any) -> None:
+        with aside(self / name) as partial:
+            partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), "utf-8")
+
+    def read_json(self, name: str, stage: str) -> Any:
+        return json.loads(self.need(name, stage).read_text("utf-8"))
+
+    def need(self, name: str, stage: str) -> Path:
+        """A file that an earlier stage must have written. RunError if it is not there."""
+        if not (self / name).exists():
+            raise RunError(f"{self.folder.name} has no {name} yet", f"Run: minicollab {stage} {self.folder}")
+        return self / name
+
+
+_NOTHING = {
+    "seconds": 0.0, "generated_tokens": 0, "prompt_tokens_computed": 0, "cache_hits": 0, "cache_misses": 0,
+    "peak_memory_mb": 0.0,
+}  # fmt: skip
+
+
+@dataclass
+class Meter:
+    """What a stage costs: time, tokens, cache use and this process's peak memory."""
+
+    run: Run
+    usages: list[Any]
+
+    def measure(self, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        start = time.monotonic()
+        result = work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        cost = {
+            "seconds": round(time.monotonic() - start, 2),
+            "generated_tokens": sum(u.generated_tokens for u in self.usages),
+            "prompt_tokens_computed": sum(u.prompt_tokens_computed for u in self.usages),
+            "cache_hits": self.run.store.hits,
+            "cache_misses": self.run.store.misses,
+            "peak_memory_mb": round(peak, 1),
+        }
+        return result, cost
+
+
+def unchanged(run: Run, stage: str, inputs: Any, outputs: Sequence[str]) -> bool:
+    """Whether this stage already ran on these inputs and what it wrote is still there."""
+    entry = run.journal()["stages"].get(stage)
+    return bool(
+        entry and entry["inputs"] == content_hash(inputs) and all((run / name).exists() for name in outputs)
+    )
+
+
+def keep(run: Run, stage: str) -> dict[str, Any]:
+    """Note that a stage had nothing to do. Returns what it found when it last ran."""
+    entry = run.journal()["stages"][stage]
+    run.record(stage, entry | _NOTHING | {"unchanged": True})
+    return dict(entry["result"])
+
+
+def finish(run: Run, stage: str, inputs: Any, result: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+    """Note what a stage found and cost; `computed` stays when later calls find nothing to do."""
+    entry = {"inputs": content_hash(inputs), "unchanged": False, **cost, "computed": cost, "result": result}
+    run.record(stage, entry)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

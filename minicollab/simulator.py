@@ -1,0 +1,60 @@
+"""Plays the user: the next message, or the end of the conversation (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minicollab import prompts
+from minicollab.engine.base import Engine, Prompt, Sampling
+from minicollab.recipe import Simulator as Options
+from minicollab.schema import Conversation, Message, Task
+from minicollab.seeds import seed_of
+
+DONE = "[done]"
+_TRIES = 4
+
+
+class SimulatorFailure(Exception):
+    """No usable user message came, however often it was asked for."""
+
+
+@dataclass(frozen=True)
+class Simulator:
+    engine: Engine
+    options: Options
+
+    def open(self, task: Task) -> Message:
+        """The vague request that the task begins with."""
+        return Message("user", task.opening)
+
+    async def next(self, task: Task, talk: Conversation, seed: int) -> Message | None:
+        """What the user says after the assistant's last message; None when they are done.
+
+        An empty answer is drawn again with another seed; SimulatorFailure after a few.
+        """
+        prompt = self._prompt(task, talk)
+        for attempt in range(_TRIES):
+            text = await self._say(prompt, seed_of(seed, attempt))
+            if DONE in text.lower():
+                return None
+            if text:
+                return Message("user", text)
+        raise SimulatorFailure("the simulated user said nothing")
+
+    async def _say(self, prompt: Prompt, seed: int) -> str:
+        how = self.options.generation
+        sampling = Sampling(
+            how.max_tokens, seed, how.temperature, how.top_p, how.min_p, stop=("\n", "AI:", "Human:")
+        )
+        return prompts.one_line((await self.engine.generate(prompt, sampling)).text)
+
+    def _prompt(self, task: Task, talk: Conversation) -> Prompt:
+        details = [prompts.one_line(d) for d in task.details]
+        conversation = prompts.transcript(talk, "Human", "AI")
+        if self.options.style == "transcript":
+            text = prompts.fill("simulator_transcript", details="; ".join(details), conversation=conversation)
+            return self.engine.plain(text)
+        text = prompts.fill(
+            "simulator_chat", details="\n".join(f"- {d}" for d in details), conversation=conversation
+        )
+        return self.engine.chat([Message("user", text)])

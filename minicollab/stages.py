@@ -1,0 +1,285 @@
+"""The stages of a run, each one function: it reads what the stage before it wrote and writes its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from minicollab import prompts
+from minicollab.cache import CachedEngine, file_fingerprint
+from minicollab.cast import Cast, Policy
+from minicollab.errors import StageError
+from minicollab.evaluate import compare, play_all, verdict
+from minicollab.files import aside
+from minicollab.judge import Judge
+from minicollab.models import resolve, user_cache
+from minicollab.pairs import Turn, build_pairs
+from minicollab.progress import Progress, silent
+from minicollab.run import Meter, Run, finish, keep, unchanged
+from minicollab.simulator import Simulator
+from minicollab.tasks import load_tasks, split
+
+Result = dict[str, Any]
+_CHECK_PROMPTS = 8  # conversations on which the export is compared with torch
+
+
+def run_stage(run: Run, stage: str, progress: Progress = silent) -> Result:
+    """Run one stage, unless it already ran on the same inputs. Returns what it found."""
+    outputs, inputs, work = STAGES[stage]
+    asked = inputs(run, progress)
+    if unchanged(run, stage, asked, outputs(run)):
+        return keep(run, stage)
+    usages: list[Any] = []
+    result, cost = Meter(run, usages).measure(lambda: work(run, usages, progress))
+    finish(run, stage, asked, result, cost)
+    return result
+
+
+def is_unchanged(run: Run, stage: str, progress: Progress = silent) -> bool:
+    """Whether `run_stage` would find nothing to do."""
+    outputs, inputs, _ = STAGES[stage]
+    try:
+        return unchanged(run, stage, inputs(run, progress), outputs(run))
+    except FileNotFoundError:
+        return False
+
+
+# simulate
+
+
+def simulate(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+    """tasks → rollouts.jsonl and pairs.jsonl (TRL's conversational preference format)."""
+    tasks, _ = split(load_tasks(Path(run.recipe.tasks.path)), run.recipe.tasks.train, run.recipe.tasks.eval)
+    cast = _cast(run, usages, progress)
+
+    async def work() -> list[Turn]:
+        turns: list[Turn] = []
+        progress("training conversations", done := 0, len(tasks))
+        async for talked in build_pairs(run.recipe, cast, tasks):
+            turns += talked
+            progress("training conversations", done := done + 1, len(tasks))
+        return turns
+
+    turns = asyncio.run(work())
+    rows = [row for turn in turns for row in turn.rows()]
+    pairs = [turn.pair for turn in turns if turn.pair]
+    _write_jsonl(run / "rollouts.jsonl", rows)
+    _write_jsonl(run / "pairs.jsonl", [pair.as_row() for pair in pairs])
+    futures = [future for row in rows for future in row["futures"]]
+    return {
+        "tasks": len(tasks),
+        "turns": len(turns),
+        "candidates": len(rows),
+        "futures": len(futures),
+        "failed_futures": sum(len(row["failures"]) for row in rows),
+        "pairs": len(pairs),
+        "mean_mr": fmean(row["mr"] for row in rows if row["mr"] is not None) if futures else None,
+        "share_asking": _share(rows, lambda r: r["asks"]),
+        "share_asking_plain": _share([r for r in rows if r["style"] == "plain"], lambda r: r["asks"]),
+        "share_asking_proactive": _share([r for r in rows if r["style"] == "proactive"], lambda r: r["asks"]),
+        "share_asking_chosen": _share(pairs, lambda p: "?" in p.chosen.content),
+        "share_asking_rejected": _share(pairs, lambda p: "?" in p.rejected.content),
+    }
+
+
+def _share(items: list[Any], test: Callable[[Any], bool]) -> float | None:
+    return round(sum(map(test, items)) / len(items), 3) if items else None
+
+
+# train
+
+
+def train(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+    """pairs.jsonl → adapter/ (PEFT), by QLoRA DPO on the policy's own weights."""
+    from minicollab import train as training
+
+    pairs = run.need("pairs.jsonl", "simulate")
+    return training.train(
+        pairs, _train_base(run, progress), run.folder, run.recipe.train, run.recipe.seed, progress
+    )
+
+
+def _train_base(run: Run, progress: Progress) -> str:
+    """What to train on: the recipe's `train_base`, or the policy's GGUF as a Hugging Face folder."""
+    from minicollab.gguf.dequantize import dequantize_to_hf
+
+    if run.recipe.models.train_base:
+        return run.recipe.models.train_base
+    gguf = _gguf(run, "policy", progress)
+    folder = user_cache() / "dequantized" / f"{gguf.stem}-{file_fingerprint(gguf, run.store)[:12]}"
+    return str(dequantize_to_hf(gguf, folder, progress))
+
+
+# export
+
+
+def export(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+    """adapter/ → export/: the adapter and the merged model as GGUF, checked against torch."""
+    from minicollab.gguf.export import export_run
+
+    adapter = run.need("adapter", "train")
+    pairs = _read_jsonl(run.need("pairs.jsonl", "simulate"))
+    asked = [row["prompt"] for row in pairs][:_CHECK_PROMPTS]
+    base = Path(_train_base(run, progress))
+    made = export_run(
+        adapter,
+        _gguf(run, "policy", progress),
+        base,
+        run / "export",
+        run.recipe.export.quantization,
+        asked,
+        progress,
+    )
+    return {k: str(v.relative_to(run.folder)) if isinstance(v, Path) else v for k, v in made.items()}
+
+
+def model_file(run: Run) -> Path:
+    """Where the merged model lies."""
+    return run / "export" / f"model-{run.recipe.export.quantization.lower()}.gguf"
+
+
+# eval
+
+
+def evaluate(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+    """export/ → eval.json: base, proactive base and trained on the held-out tasks."""
+    recipe = run.recipe
+    _, tasks = split(load_tasks(Path(recipe.tasks.path)), recipe.tasks.train, recipe.tasks.eval)
+    trained = _trained(run)
+    cast = _cast(run, usages, progress)
+    policies = {
+        "base": cast.policy,
+        "proactive": Policy(cast.policy.engine, recipe.policy, proactive_system=True),
+        "trained": Policy(_engine(run, trained, usages), recipe.policy),
+    }
+    played = asyncio.run(play_all(recipe, cast, policies, tasks, progress))
+    _write_jsonl(run / "eval_conversations.jsonl", [p.row() for p in played])
+    result = compare(played, recipe.seed, recipe.eval.bootstrap)
+    if not result["arms"]:
+        reasons = sorted({p.failure for p in played if p.failure})
+        raise StageError(
+            f"no held-out task could be scored: {'; '.join(reasons[:3])}", "Use a larger judge model."
+        )
+    result["verdict"] = verdict(result)
+    run.write_json("eval.json", result)
+    return result
+
+
+# report
+
+
+def report(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+    """Everything so far → report.html."""
+    from minicollab.report import write_report
+
+    run.need("eval.json", "eval")
+    return {"report": str(write_report(run.folder, run / "report.html").relative_to(run.folder))}
+
+
+# What the stages stand on
+
+
+def _gguf(run: Run, role: str, progress: Progress) -> Path:
+    models = run.recipe.models
+    return resolve(models.judge if role == "judge" and models.judge else models.policy, run.folder, progress)
+
+
+def _trained(run: Run) -> Path:
+    run.need(str(model_file(run).relative_to(run.folder)), "export")
+    return model_file(run)
+
+
+def _engine(run: Run, gguf: Path, usages: list[Any]) -> CachedEngine:
+    from minicollab.engine.llama import LlamaEngine
+
+    engine = LlamaEngine(gguf, file_fingerprint(gguf, run.store), run.recipe.engine)
+    usages.append(engine.usage)
+    return CachedEngine(engine, run.store)
+
+
+def _cast(run: Run, usages: list[Any], progress: Progress) -> Cast:
+    """Policy, simulator and judge. One GGUF in all roles is loaded once, on one context."""
+    policy, judge = _gguf(run, "policy", progress), _gguf(run, "judge", progress)
+    ours = _engine(run, policy, usages)
+    theirs = ours if judge == policy else _engine(run, judge, usages)
+    recipe = run.recipe
+    return Cast(Policy(ours, recipe.policy), Simulator(theirs, recipe.simulator), Judge(theirs, recipe.judge))
+
+
+def _write_jsonl(path: Path, rows: list[Result]) -> None:
+    with aside(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _read_jsonl(path: Path) -> list[Result]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+# What each stage's result depends on. Equal inputs and the files still there: nothing to do.
+
+
+def _talk_inputs(run: Run, progress: Progress) -> Result:
+    parts = ("seed", "policy", "simulate", "simulator", "judge", "reward", "tasks", "propose")
+    chosen = run.recipe.model_dump(include=set(parts))
+    chosen["tasks"]["path"] = file_fingerprint(_tasks_file(run), run.store)
+    models = {role: file_fingerprint(_gguf(run, role, progress), run.store) for role in ("policy", "judge")}
+    return {"recipe": chosen, "models": models, "prompts": prompts.everything()}
+
+
+def _tasks_file(run: Run) -> Path:
+    path = Path(run.recipe.tasks.path)
+    load_tasks(path)
+    return path
+
+
+def _simulate_inputs(run: Run, progress: Progress) -> Result:
+    return _talk_inputs(run, progress) | {"pairs": run.recipe.pairs.model_dump()}
+
+
+def _files(run: Run, *names: str) -> dict[str, str]:
+    return {name: file_fingerprint(run / name, run.store) for name in names if (run / name).is_file()}
+
+
+def _train_inputs(run: Run, progress: Progress) -> Result:
+    run.need("pairs.jsonl", "simulate")
+    models = run.recipe.models
+    base = models.train_base or file_fingerprint(_gguf(run, "policy", progress), run.store)
+    options = run.recipe.train.model_dump()
+    return {"base": base, "options": options, "seed": run.recipe.seed} | _files(run, "pairs.jsonl")
+
+
+def _export_inputs(run: Run, progress: Progress) -> Result:
+    run.need("adapter/adapter_model.safetensors", "train")
+    base = file_fingerprint(_gguf(run, "policy", progress), run.store)
+    adapter = _files(run, "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+    return {"base": base, "quantization": run.recipe.export.quantization, "adapter": adapter}
+
+
+def _eval_inputs(run: Run, progress: Progress) -> Result:
+    trained = file_fingerprint(_trained(run), run.store)
+    return _talk_inputs(run, progress) | {"eval": run.recipe.eval.model_dump(), "trained": trained}
+
+
+def _report_inputs(run: Run, progress: Progress) -> Result:
+    run.need("eval.json", "eval")
+    return _files(run, "eval.json", "eval_conversations.jsonl", "rollouts.jsonl", "pairs.jsonl")
+
+
+STAGES: Mapping[
+    str, tuple[Callable[[Run], list[str]], Callable[[Run, Progress], Result], Callable[..., Result]]
+] = {
+    "simulate": (lambda run: ["rollouts.jsonl", "pairs.jsonl"], _simulate_inputs, simulate),
+    "train": (lambda run: ["adapter/adapter_model.safetensors"], _train_inputs, train),
+    "export": (
+        lambda run: ["export/adapter.gguf", "export/Modelfile", str(model_file(run).relative_to(run.folder))],
+        _export_inputs,
+        export,
+    ),
+    "eval": (lambda run: ["eval.json", "eval_conversations.jsonl"], _eval_inputs, evaluate),
+    "report": (lambda run: ["report.html"], _report_inputs, report),
+}

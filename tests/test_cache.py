@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minicollab.cache import CachedEngine, Store, content_hash, file_fingerprint
+from minicollab.engine.base import Completion, Sampling, Segment
+from minicollab.engine.scripted import Request, ScriptedEngine
+from minicollab.errors import RunError
+
+PROMPT = (Segment("hi"),)
+HOW = Sampling(max_tokens=8, seed=1, temperature=0.5, stop=("\n",))
+
+
+def numbered() -> ScriptedEngine:
+    answers = iter(range(1000))
+    return ScriptedEngine(lambda _: f"answer {next(answers)}", lambda r: [-float(len(r.continuations))])
+
+
+def test_the_same_request_is_answered_from_the_store(tmp_path: Path) -> None:
+    engine, store = numbered(), Store(tmp_path / "c")
+    cached = CachedEngine(engine, store)
+
+    async def work() -> None:
+        first = await cached.generate(PROMPT, HOW)
+        assert first == await cached.generate(PROMPT, HOW) == Completion("answer 0", 2, "end")
+        assert await cached.score(PROMPT, ("a", "b")) == await cached.score(PROMPT, ["a", "b"]) == [-2.0]
+
+    asyncio.run(work())
+    assert (len(engine.requests), store.hits, store.misses) == (2, 2, 2)
+    assert cached.usage is engine.usage and cached.count("a b c") == 3
+
+
+def test_whatever_changes_the_answer_changes_the_key(tmp_path: Path) -> None:
+    store = Store(tmp_path / "c")
+    other_ways = [
+        replace(HOW, seed=2), replace(HOW, max_tokens=9), replace(HOW, temperature=0.6), replace(HOW, top_p=0.9),
+        replace(HOW, min_p=0.1), replace(HOW, stop=()), replace(HOW, grammar="root ::= [a-z]"),
+    ]  # fmt: skip
+    other_prompts = [(Segment("ho"),), (Segment("hi", control=True),), (Segment("h"), Segment("i"))]
+    asked = [(PROMPT, HOW), *((PROMPT, how) for how in other_ways), *((p, HOW) for p in other_prompts)]
+
+    async def texts(engine: CachedEngine) -> list[str]:
+        return [(await engine.generate(prompt, how)).text for prompt, how in asked]
+
+    engine = CachedEngine(numbered(), store)
+    first = asyncio.run(texts(engine))
+    assert len(set(first)) == len(asked)
+    other = ScriptedEngine(["other"] * len(asked), fingerprint="other weights")
+    assert set(asyncio.run(texts(CachedEngine(other, store)))) == {"other"}
+    assert asyncio.run(texts(engine)) == first
+
+
+def test_generate_and_score_do_not_mix(tmp_path: Path) -> None:
+    cached = CachedEngine(ScriptedEngine(["text"], [[-1.0], [-2.0]]), Store(tmp_path / "c"))
+
+    async def work() -> list[object]:
+        return [await cached.score(PROMPT, ["a"]), await cached.score(PROMPT, ["b"])]
+
+    assert asyncio.run(work()) == [[-1.0], [-2.0]]
+
+
+def test_canonical_json() -> None:
+    assert content_hash({"a": 1, "b": [1, {"x": 2, "y": 3}]}) == content_hash(
+        {"b": [1, {"y": 3, "x": 2}], "a": 1}
+    )
+    assert content_hash([1, 2]) != content_hash([2, 1])
+    assert content_hash("\ud800") != content_hash("")  # half a surrogate pair, as models can write it
+
+
+class SlowEngine(ScriptedEngine):
+    async def generate(self, prompt: tuple[Segment, ...], sampling: Sampling) -> Completion:
+        await asyncio.sleep(0.01)
+        return await super().generate(prompt, sampling)
+
+
+def test_equal_requests_under_way_are_asked_once(tmp_path: Path) -> None:
+    engine = SlowEngine(["one"])
+    cached = CachedEngine(engine, Store(tmp_path / "c"))
+
+    async def work() -> list[Completion]:
+        return await asyncio.gather(*(cached.generate(PROMPT, HOW) for _ in range(5)))
+
+    assert {c.text for c in asyncio.run(work())} == {"one"}
+    assert len(engine.requests) == 1
+
+
+def test_a_failure_is_not_kept(tmp_path: Path) -> None:
+    answers = iter([RuntimeError("no"), "yes"])
+
+    def answer(_: Request) -> str:
+        if isinstance(said := next(answers), Exception):
+            raise said
+        return said
+
+    cached = CachedEngine(ScriptedEngine(answer), Store(tmp_path / "c"))
+    with pytest.raises(RuntimeError):
+        asyncio.run(cached.generate(PROMPT, HOW))
+    assert asyncio.run(cached.generate(PROMPT, HOW)).text == "yes"
+
+
+def test_values_survive_and_the_folder_is_private(tmp_path: Path) -> None:
+    folder = tmp_path / "deep/c"
+    values = {"small": {"text": "naïve ☃ \u2028"}, "big": "x" * 200_000, "list": [1, -0.5, None]}
+    store = Store(folder)
+    for key, value in values.items():
+        store.put(key, value)
+    store.close()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    again = Store(folder)
+    assert {key: again.get(key) for key in values} == values
+    assert again.get("absent") is None and (again.hits, again.misses) == (3, 1)
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_planted_pickle_is_refused(tmp_path: Path, on_disk: bool) -> None:
+    store = Store(tmp_path / "c")
+    store.put("k", "good")
+    store.close()
+    payload = pickle.dumps(Bomb(tmp_path / "exploded"))
+    (tmp_path / "c/planted.val").write_bytes(payload)
+    with sqlite3.connect(tmp_path / "c/cache.db") as rows:
+        name, value = ("planted.val", None) if on_disk else (None, payload)
+        rows.execute("UPDATE Cache SET mode = 4, filename = ?, value = ?", (name, value))
+    with pytest.raises(RunError, match="pickle"):
+        Store(tmp_path / "c").get("k")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_only_text_is_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path / "c")
+    store.put("k", {"a": 1})
+    with pytest.raises(TypeError):
+        store._rows.set("k", {"a": 1})
+    with sqlite3.connect(tmp_path / "c/cache.db") as rows:
+        assert {row[0] for row in rows.execute("SELECT typeof(value) FROM Cache")} == {"text"}
+
+
+def test_a_folder_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="MINICOLLAB_CACHE"):
+        Store(tmp_path / "file/c")
+
+
+@pytest.mark.xfail(reason="Store lets sqlite3.DatabaseError through", strict=False)
+def test_a_damaged_database_says_so(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/cache.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(RunError):
+        Store(tmp_path / "c")
+
+
+def test_a_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    path, store = tmp_path / "model", Store(tmp_path / "c")
+    path.write_bytes(b"one")
+    first = file_fingerprint(path, store)
+    assert first == file_fingerprint(path, store) == file_fingerprint(path)
+    path.write_bytes(b"two!")
+    assert file_fingerprint(path, store) == file_fingerprint(path) != first
+    (tmp_path / "copy").write_bytes(b"one")
+    assert file_fingerprint(tmp_path / "copy", store) == first
