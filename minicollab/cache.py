@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +60,8 @@ class Store:
                 f"the cache folder {folder} cannot be used: {error.strerror}",
                 "Set MINICOLLAB_CACHE, or cache in the recipe, to a folder you can write.",
             ) from None
+        except sqlite3.DatabaseError as error:
+            raise RunError(f"the cache in {folder} is damaged: {error}", "Move that folder away.") from None
 
     def get(self, key: str) -> Any | None:
         text = self._rows.get(key, retry=True)
@@ -130,10 +133,13 @@ class CachedEngine:
             return await asyncio.shield(self._under_way[key])
         if (known := self._store.get(key)) is not None:
             return known
-        self._under_way[key] = asyncio.ensure_future(ask())
-        try:
-            answer = await self._under_way[key]
+
+        async def work() -> Any:
+            answer = await ask()
             self._store.put(key, answer)
-        finally:
-            del self._under_way[key]
-        return answer
+            return answer
+
+        # Shielded: whoever asked first may give up, others wait for the same answer.
+        task = self._under_way[key] = asyncio.ensure_future(work())
+        task.add_done_callback(lambda _: self._under_way.pop(key))
+        return await asyncio.shield(task)

@@ -13,6 +13,7 @@ from minicollab.recipe import Recipe
 from minicollab.rollout import mr, propose
 from minicollab.schema import Conversation, PreferencePair, ScoredCandidate, Task
 from minicollab.seeds import seed_of
+from minicollab.simulator import SimulatorFailure
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ async def answered(
         return None
     if len(first.conversation) > first.start + 1:
         return talk + best.candidate.message + first.conversation.messages[first.start + 1]
-    said = await cast.simulator.next(task, talk + best.candidate.message, seed)
+    try:
+        said = await cast.simulator.next(task, talk + best.candidate.message, seed)
+    except SimulatorFailure:
+        return None
     return talk + best.candidate.message + said if said else None
 
 
@@ -87,9 +91,13 @@ async def build_pairs(recipe: Recipe, cast: Cast, tasks: Sequence[Task]) -> Asyn
         async with gate:
             return await converse(recipe, cast, task)
 
-    async with asyncio.TaskGroup() as group:
-        for work in [group.create_task(one(task)) for task in tasks]:
-            yield await work
+    under_way = [asyncio.create_task(one(task)) for task in tasks]
+    try:
+        for conversation in under_way:
+            yield await conversation
+    finally:  # one failed: the others stop
+        for conversation in under_way:
+            conversation.cancel()
 
 
 def _row(turn: Turn, scored: ScoredCandidate) -> dict[str, Any]:

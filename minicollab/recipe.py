@@ -213,7 +213,12 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(raw.setdefault(parent, {}), dict):
             raise RecipeError(f"--set {key}: {parent} has no keys in it", "Check the key against the recipe.")
         raw = raw[parent]
-    raw[last] = yaml.safe_load(value)
+    try:
+        raw[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"--set {override} has a value that is not YAML", "Quote or mend the value."
+        ) from None
 
 
 def _explain(path: Path, error: ValidationError) -> RecipeError:

@@ -171,10 +171,10 @@ def _draw(panels: Sequence[tuple[str, str, list[float]]]) -> str:
     from matplotlib.figure import Figure
 
     bins = np.histogram_bin_edges([mr for _, _, mrs in panels for mr in mrs], bins=24)
-    fixed = {"svg.hashsalt": "minicollab", "svg.fonttype": "none", "font.size": 9}
-    # From matplotlib's defaults, so that a matplotlibrc of this machine changes nothing.
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **fixed}):
-        figure = Figure(figsize=(6.4, 0.5 + 1.2 * len(panels)), layout="constrained")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of this machine changes nothing
+        matplotlib.rcParams.update({"svg.hashsalt": "minicollab", "svg.fonttype": "none", "font.size": 9})
+        figure = Figure(figsize=(4.6, 0.4 + 1.2 * len(panels)), layout="constrained")
         axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
         for axis, (style, colour, mrs) in zip(axes, panels, strict=True):
             axis.hist(mrs, bins=bins, color=colour, rwidth=0.92)

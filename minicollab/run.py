@@ -72,7 +72,9 @@ class Run:
     def journal(self) -> dict[str, Any]:
         """run.json, or an empty one."""
         with suppress(OSError, ValueError):
-            return dict(json.loads((self / "run.json").read_text("utf-8")))
+            journal = json.loads((self / "run.json").read_text("utf-8"))
+            if isinstance(journal, dict) and isinstance(journal.get("stages"), dict):
+                return journal
         return {"stages": {}}
 
     def record(self, stage: str, entry: Mapping[str, Any]) -> None:

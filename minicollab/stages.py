@@ -217,7 +217,8 @@ def _write_jsonl(path: Path, rows: list[Result]) -> None:
 
 
 def _read_jsonl(path: Path) -> list[Result]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    # Not splitlines(): text may hold U+2028 and its like, which JSON does not escape.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 # What each stage's result depends on. Equal inputs and the files still there: nothing to do.

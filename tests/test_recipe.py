@@ -100,7 +100,6 @@ def test_a_wrong_value_is_refused_in_one_line(small: Path, override: str) -> Non
     assert caught.value.remedy and "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(reason="recipe._override lets yaml.YAMLError of the value through", strict=False)
 def test_an_override_that_is_no_yaml_is_refused(small: Path) -> None:
     with pytest.raises(RecipeError, match="seed"):
         load_recipe(small, ["seed=[1"])

@@ -24,7 +24,6 @@ class ChatTemplate:
 
     def render(self, messages: Iterable[Message], reply: str = "") -> Prompt:
         messages = list(messages)
-        contents = [m.content for m in messages]
         marked = [{"role": m.role, "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
         pieces = _SLOT.split(self._jinja(marked))
         segments = []
@@ -32,8 +31,9 @@ class ChatTemplate:
             if position % 2 == 0:
                 segments.append(Segment(piece, control=True))
             else:
-                content = contents[int(piece)]
-                segments.append(Segment(content.strip() if self._trims else content))
+                message = messages[int(piece)]
+                trimmed = message.role in self._trimmed_roles
+                segments.append(Segment(message.content.strip() if trimmed else message.content))
         segments.append(Segment(reply))
         return tuple(s for s in segments if s.text)
 
@@ -42,7 +42,12 @@ class ChatTemplate:
 
         try:
             return self._compiled.render(
-                messages=messages, add_generation_prompt=True, bos_token=self.bos, eos_token=self.eos
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                bos_token=self.bos,
+                eos_token=self.eos,
             )
         except jinja2.TemplateError as error:
             raise ModelError(
@@ -67,6 +72,11 @@ class ChatTemplate:
         return environment.from_string(self.source)
 
     @cached_property
-    def _trims(self) -> bool:
-        """Whether the template strips the whitespace around a message's content."""
-        return " trim? " not in self._jinja([{"role": "user", "content": " trim? "}])
+    def _trimmed_roles(self) -> frozenset[str]:
+        """The roles whose messages the template strips of the whitespace around them."""
+        probe = [{"role": r, "content": f"\t\n{r}\n\t"} for r in ("system", "user", "assistant", "user")]
+        try:
+            text = self._jinja(probe)
+        except ModelError:  # a template without system messages
+            text = self._jinja(probe[1:])
+        return frozenset(m["role"] for m in probe if m["content"] not in text)

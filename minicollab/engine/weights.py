@@ -23,9 +23,9 @@ def load_weights(path: Path, gpu_layers: int) -> Weights:
 
 class Weights:
     def __init__(self, path: Path, gpu_layers: int = -1):
+        quiet()
         import llama_cpp as lc
 
-        quiet()
         lc.llama_backend_init()
         params = lc.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 999

@@ -1,0 +1,281 @@
+"""The main loop against values worked out by hand. Policy, simulated user and judge are scripted:
+
+- the policy says BAD when asked plainly and GOOD when asked to be proactive;
+- the user tells "zebra" after GOOD and nothing after BAD;
+- the judge finds a reply interactive with 0.8 if it is GOOD, else 0.2, and a detail said with
+  0.9 if it was, else with 0.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicollab.cache import CachedEngine, Store
+from minicollab.cast import Cast, Policy
+from minicollab.engine.base import Completion, Prompt, Sampling
+from minicollab.engine.scripted import Request, ScriptedEngine
+from minicollab.errors import ModelError
+from minicollab.judge import Judge
+from minicollab.pairs import Turn, best_against_worst, build_pairs, converse
+from minicollab.recipe import Recipe
+from minicollab.rollout import mr, propose
+from minicollab.schema import Candidate, Conversation, Message, ScoredCandidate, Task
+from minicollab.simulator import Simulator
+from minicollab.tasks import split
+
+TASK = Task("t", "make a card", ("it has a zebra", "it has a walrus"))
+OPENED = Conversation((Message("user", "make a card"),))
+BAD, GOOD = "BAD a b c", "GOOD what?"
+
+
+def recipe(**sections: Any) -> Recipe:
+    """2 candidates, 2 futures of 1 exchange, 2 turns; every section can be given anew."""
+    given: dict[str, Any] = {
+        "name": "t",
+        "models": {"policy": "p"},
+        "tasks": {"path": "t.jsonl"},
+        "propose": {"candidates": 2, "proactive_ratio": 0.5},
+        "simulate": {"exchanges": 2, "futures": 2, "window": 1},
+        "judge": {"questions": {"asks": {"ask": "INTERACTIVE", "scope": "reply"}}},
+        "reward": {"token_cost": 0.01},
+    }
+    return Recipe.model_validate(given | sections)
+
+
+def after_last(text: str, *marks: str) -> str:
+    return max(marks, key=text.rfind)
+
+
+def says(request: Request) -> str:
+    chat = request.prompt.startswith(("<user>", "<system>"))
+    return BAD if chat else GOOD
+
+
+def user_says(request: Request) -> str:
+    return "zebra" if after_last(request.prompt, "GOOD", "BAD") == "GOOD" else "hm"
+
+
+def judges(request: Request) -> list[float]:
+    if "INTERACTIVE" in request.prompt:
+        yes = 0.8 if after_last(request.prompt, "GOOD", "BAD") == "GOOD" else 0.2
+    else:
+        yes = 0.9 if "User: zebra" in request.prompt and "it has a zebra" in request.prompt else 0.1
+    return [math.log(yes), math.log(1 - yes)]
+
+
+def cast(
+    options: Recipe, policy: Any = says, user: Any = user_says, judge: Any = judges, verdict: Any = ()
+) -> Cast:
+    """Each role is an engine, or the script of one."""
+
+    def engine(role: Any, *scripts: Any) -> Any:
+        return role if isinstance(role, CachedEngine | ScriptedEngine) else ScriptedEngine(*scripts)
+
+    return Cast(
+        Policy(engine(policy, policy), options.policy),
+        Simulator(engine(user, user), options.simulator),
+        Judge(engine(judge, verdict, judge), options.judge),
+    )
+
+
+def talk_through(options: Recipe, who: Cast) -> list[Turn]:
+    return asyncio.run(converse(options, who, TASK))
+
+
+# MR by hand; a token is a word here (BAD 4, GOOD 2), lambda 0.01.
+#   turn 0, BAD:  [BAD, hm, BAD]                 goal (0.1 + 0.1) / 2, asks (0.2 + 0.2) / 2, 8 tokens
+#   turn 0, GOOD: [GOOD, zebra, BAD]             goal (0.9 + 0.1) / 2, asks (0.8 + 0.2) / 2, 6 tokens
+#   turn 1, BAD:  [GOOD, zebra | BAD, hm, BAD]   goal 0.5, asks 0.2, 10 tokens
+#   turn 1, GOOD: [GOOD, zebra | GOOD, zebra, BAD]   goal 0.5, asks 0.5, 8 tokens
+BY_HAND = [{BAD: 0.1 - 0.08 + 0.2, GOOD: 0.5 - 0.06 + 0.5}, {BAD: 0.5 - 0.10 + 0.2, GOOD: 0.5 - 0.08 + 0.5}]
+
+
+def test_the_loop_gives_the_values_worked_out_by_hand() -> None:
+    options = recipe()
+    turns = talk_through(options, cast(options))
+    assert [{s.candidate.text: pytest.approx(s.mr) for s in t.scored} for t in turns] == BY_HAND
+    for turn, values in zip(turns, BY_HAND, strict=True):
+        assert turn.pair is not None
+        assert (turn.pair.chosen.content, turn.pair.rejected.content) == (GOOD, BAD)
+        assert turn.pair.chosen_mr - turn.pair.rejected_mr == pytest.approx(values[GOOD] - values[BAD])
+        assert turn.pair.prompt == turn.talk and turn.pair.turn == turn.talk.exchanges
+    row = turns[0].rows()[1]
+    assert (row["candidate"], row["style"], row["turn"], len(row["futures"])) == (GOOD, "proactive", 0, 2)
+    assert row["mr"] == pytest.approx(0.94) and row["context"] == OPENED.as_dicts()
+
+
+def test_the_conversation_goes_on_with_the_best_candidate_and_one_of_its_futures() -> None:
+    options = recipe(simulate={"exchanges": 3, "futures": 3, "window": 2})
+    numbers = iter(range(1000))
+    turns = talk_through(options, cast(options, user=lambda _: f"zebra {next(numbers)}"))
+    assert len(turns) == 3 and turns[0].talk == OPENED
+    for before, after in pairwise(turns):
+        best = max(before.scored, key=lambda s: s.mr)
+        *kept, said, heard = after.talk.messages
+        assert tuple(kept) == before.talk.messages and said == best.candidate.message
+        assert heard in [r.conversation.messages[r.start + 1] for r in best.rollouts]
+        assert heard.role == "user" and after.talk.exchanges == before.talk.exchanges + 1
+
+
+def test_it_stops_at_the_cap_and_when_the_user_is_done() -> None:
+    for cap in (1, 3):
+        options = recipe(simulate={"exchanges": cap, "futures": 1, "window": 1})
+        assert len(talk_through(options, cast(options))) == cap
+    turns = talk_through(options, cast(options, user=lambda _: "[done]"))
+    assert len(turns) == 1
+    for scored in turns[0].scored:
+        assert [r.stop_reason for r in scored.rollouts] == ["user_done"]
+        assert scored.rollouts[0].conversation == OPENED + scored.candidate.message
+
+
+def test_candidates_that_are_empty_or_repeat_are_left_out() -> None:
+    options = recipe(propose={"candidates": 6, "proactive_ratio": 0})
+    replies = ["", "a", " b ", "a", "\n", "b"]
+    found = asyncio.run(propose(options, cast(options, policy=replies), TASK, OPENED))
+    assert [c.text for c in found] == ["a", "b"] and {c.style for c in found} == {"plain"}
+
+
+def test_every_candidate_and_future_has_a_seed_of_its_own() -> None:
+    options = recipe(propose={"candidates": 4, "proactive_ratio": 0.5})
+    who = cast(options)
+    asyncio.run(propose(options, who, TASK, OPENED))
+    candidates = [r.sampling.seed for r in who.policy.engine.requests]  # type: ignore[attr-defined]
+    assert len(set(candidates)) == 4
+    other = cast(options)
+    asyncio.run(propose(options.model_copy(update={"seed": 1}), other, TASK, OPENED))
+    assert not set(candidates) & {r.sampling.seed for r in other.policy.engine.requests}  # type: ignore[attr-defined]
+    talk_through(options, who)
+    users = [r.sampling.seed for r in who.simulator.engine.requests]  # type: ignore[attr-defined]
+    assert len(set(users)) == len(users)
+
+
+def scored_as(*values: float) -> list[ScoredCandidate]:
+    return [ScoredCandidate(Candidate(i, "plain", str(i), "end"), (), (), v) for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "gap", "expected"),
+    [
+        ((0.1, 0.5, 0.3), 0.02, ("1", "0")),
+        ((0.1, 0.5), 0.41, None),
+        ((0.125, 0.625), 0.5, ("1", "0")),  # a gap of exactly min_gap is enough
+        ((0.3, 0.3), 0.0, None),
+        ((math.nan, 0.5, 0.1, math.nan), 0.02, ("1", "2")),
+        ((math.nan, 0.5), 0.02, None),
+        ((math.nan, math.nan), 0.0, None),
+        ((), 0.0, None),
+    ],
+)
+def test_best_against_worst(values: tuple[float, ...], gap: float, expected: tuple[str, str] | None) -> None:
+    pair = best_against_worst(TASK, OPENED, scored_as(*values), gap)
+    assert (pair and (pair.chosen.content, pair.rejected.content)) == expected
+
+
+def json_judge(**kw: Any) -> Recipe:
+    return recipe(
+        judge={"style": "json", "questions": {"asks": {"ask": "INTERACTIVE", "scope": "reply"}}}, **kw
+    )
+
+
+def verdict(request: Request) -> str:
+    """0.5 for everything, but nothing readable where the user said "beta"."""
+    return "well, let me think" if "beta" in request.prompt else '{"reason": "x", "score": 3}'
+
+
+def test_a_failed_judgement_leaves_its_future_out() -> None:
+    options = json_judge()
+    candidate = Candidate(0, "plain", BAD, "end")
+    who = cast(options, user=["alpha", "beta"], verdict=verdict)
+    scored = asyncio.run(mr(options, who, TASK, OPENED, candidate))
+    assert len(scored.rollouts) == len(scored.scores) == len(scored.failures) == 1
+    assert scored.rollouts[0].conversation.messages[2].content == "alpha"
+    assert scored.mr == pytest.approx(0.5 - 0.08 + 0.5)
+
+
+def test_a_user_who_says_nothing_is_a_failure_too() -> None:
+    options = recipe(simulate={"exchanges": 1, "futures": 1, "window": 1})
+    turns = talk_through(options, cast(options, user=lambda r: "" if user_says(r) == "hm" else "zebra"))
+    by_text = {s.candidate.text: s for s in turns[0].scored}
+    assert math.isnan(by_text[BAD].mr) and by_text[BAD].failures and by_text[GOOD].mr == pytest.approx(0.94)
+    assert turns[0].pair is None
+    assert [row["mr"] for row in turns[0].rows()] == [None, pytest.approx(0.94)]
+
+
+def test_all_failed_makes_no_pair_and_ends_the_conversation() -> None:
+    options = json_judge()
+    turns = talk_through(options, cast(options, user=lambda _: "beta", verdict=verdict))
+    assert len(turns) == 1 and turns[0].pair is None
+    assert all(math.isnan(s.mr) and len(s.failures) == 2 for s in turns[0].scored)
+
+
+class Jittery(ScriptedEngine):
+    """Answers right, but after a while that differs from run to run."""
+
+    def __init__(self, answer: Any, noise: random.Random):
+        super().__init__(answer)
+        self.noise = noise
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        await asyncio.sleep(self.noise.random() / 500)
+        return await super().generate(prompt, sampling)
+
+
+def test_the_output_does_not_depend_on_which_task_is_ready_first() -> None:
+    options = recipe(engine={"concurrent_tasks": 4})
+    tasks = [Task(f"t{i}", f"make card {i}", ("it has a zebra",)) for i in range(7)]
+
+    async def rows(noise: int) -> list[dict[str, Any]]:
+        rng = random.Random(noise)
+        seeded = Jittery(lambda r: f"{says(r)} {r.sampling.seed}", rng)  # type: ignore[union-attr]
+        who = cast(options, policy=seeded, user=Jittery(user_says, rng))
+        found = [turns async for turns in build_pairs(options, who, tasks)]
+        assert [turns[0].task.id for turns in found] == [t.id for t in tasks]
+        return [row for turns in found for turn in turns for row in turn.rows()]
+
+    first = asyncio.run(rows(1))
+    assert len(first) == 7 * 2 * 2 and first == asyncio.run(rows(2))
+
+
+def test_an_error_of_the_engine_arrives_as_itself() -> None:
+    def too_long(request: Request) -> str:
+        raise ModelError("a conversation needs 9 tokens, the context has 8", "Raise engine.context.")
+
+    async def work() -> None:
+        async for _ in build_pairs(options, cast(options, policy=too_long), [TASK, TASK]):
+            pass
+
+    options = recipe()
+    with pytest.raises(ModelError, match="needs 9 tokens"):
+        asyncio.run(work())
+
+
+def test_new_reward_weights_ask_nothing_again(tmp_path: Path) -> None:
+    engines = [ScriptedEngine(says), ScriptedEngine(user_says), ScriptedEngine((), judges)]
+    options = recipe(simulate={"exchanges": 1, "futures": 2, "window": 1})
+
+    def run(how: Recipe) -> tuple[list[Turn], int]:
+        store = Store(tmp_path / "c")
+        who = cast(how, *(CachedEngine(e, store) for e in engines))
+        return talk_through(how, who), sum(len(e.requests) for e in engines)
+
+    before, asked = run(options)
+    weights = {"weights": {"goal_coverage": 0.0, "interactivity": 2.0}, "token_cost": 0.02}
+    after, asked_then = run(options.model_copy(update={"reward": recipe(reward=weights).reward}))
+    assert asked == asked_then > 0
+    assert [s.mr for s in before[0].scored] == pytest.approx([0.22, 0.94])
+    assert [s.mr for s in after[0].scored] == pytest.approx([-0.16 + 0.4, -0.12 + 1.0])
+
+
+def test_train_and_held_out_tasks_never_overlap() -> None:
+    tasks = [Task(str(i), "x", ("y",)) for i in range(10)]
+    for train, held_out in ((5, 5), (1, 9), (3, 2)):
+        ours, theirs = split(tasks, train, held_out)
+        assert (len(ours), len(theirs)) == (train, held_out)
+        assert not {t.id for t in ours} & {t.id for t in theirs}
