@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from minicollab import __version__
 from minicollab.errors import MinicollabError
 from minicollab.run import STAGES, Run
+
+if TYPE_CHECKING:
+    from minicollab.display import Display
 
 _HELP = {
     "simulate": "Play the training conversations, score candidates by MR, write preference pairs.",
@@ -93,7 +96,9 @@ def run_command(
     run = Run.open(recipe, out, overrides)
     results = {}
     for stage in STAGES[: STAGES.index(until) + 1]:
-        if is_unchanged(run, stage):
+        with _display(stage) as display:  # the first look may fetch a model
+            done = is_unchanged(run, stage, display)
+        if done:
             results[stage] = _do(run, stage)
         else:
             _in_a_process_of_its_own(run, stage)
@@ -120,13 +125,18 @@ def _in_a_process_of_its_own(run: Run, stage: str) -> None:
 
 
 def _do(run: Run, stage: str) -> dict[str, Any]:
+    from minicollab.stages import run_stage
+
+    with _display(stage) as display:
+        return run_stage(run, stage, display)
+
+
+def _display(stage: str) -> Display:
     from rich.console import Console
 
     from minicollab.display import Display
-    from minicollab.stages import run_stage
 
-    with Display(stage, Console(stderr=True)) as display:
-        return run_stage(run, stage, display)
+    return Display(stage, Console(stderr=True))
 
 
 def _summary(run: Run, stage: str, result: dict[str, Any]) -> str:

@@ -30,15 +30,18 @@ class Simulator:
     async def next(self, task: Task, talk: Conversation, seed: int) -> Message | None:
         """What the user says after the assistant's last message; None when they are done.
 
-        An empty answer is drawn again with another seed; SimulatorFailure after a few.
+        An empty answer is drawn again with another seed, and so is the end while the user has
+        told nothing but the opening. The last try counts; SimulatorFailure if it is empty.
         """
         prompt = self._prompt(task, talk)
+        told = sum(message.role == "user" for message in talk) > 1
         for attempt in range(_TRIES):
             text = await self._say(prompt, seed_of(seed, attempt))
-            if DONE in text.lower():
-                return None
-            if text:
+            ends = DONE in text.lower()
+            if text and not ends:
                 return Message("user", text)
+            if ends and (told or attempt == _TRIES - 1):
+                return None
         raise SimulatorFailure("the simulated user said nothing")
 
     async def _say(self, prompt: Prompt, seed: int) -> str:

@@ -42,10 +42,7 @@ def run_stage(run: Run, stage: str, progress: Progress = silent) -> Result:
 def is_unchanged(run: Run, stage: str, progress: Progress = silent) -> bool:
     """Whether `run_stage` would find nothing to do."""
     outputs, inputs, _ = STAGES[stage]
-    try:
-        return unchanged(run, stage, inputs(run, progress), outputs(run))
-    except FileNotFoundError:
-        return False
+    return unchanged(run, stage, inputs(run, progress), outputs(run))
 
 
 # simulate
@@ -268,7 +265,9 @@ def _eval_inputs(run: Run, progress: Progress) -> Result:
 
 def _report_inputs(run: Run, progress: Progress) -> Result:
     run.need("eval.json", "eval")
-    return _files(run, "eval.json", "eval_conversations.jsonl", "rollouts.jsonl", "pairs.jsonl")
+    costs = {name: entry["computed"] for name, entry in run.journal()["stages"].items() if name != "report"}
+    shown = ("eval.json", "eval_conversations.jsonl", "rollouts.jsonl", "pairs.jsonl", "recipe.yaml")
+    return {"costs": costs} | _files(run, *shown)
 
 
 STAGES: Mapping[

@@ -82,16 +82,7 @@ def test_the_text_is_what_transformers_renders(source: str, messages: list[Messa
 
 @pytest.mark.parametrize(
     "source",
-    [
-        CHATML,
-        LLAMA3,
-        pytest.param(
-            MISTRAL,
-            marks=pytest.mark.xfail(
-                reason="_trims takes the blanks in '[INST] x [/INST]' for the content's own"
-            ),
-        ),
-    ],
+    [CHATML, LLAMA3, MISTRAL],
     ids=["chatml", "llama3", "mistral"],
 )
 def test_blanks_around_a_message_go_where_the_template_trims(source: str) -> None:

@@ -40,7 +40,15 @@ def test_the_user_opens_vaguely_and_then_answers(style: str) -> None:
 @pytest.mark.parametrize("text", ["[done]", "[DONE]", " ok, [done] thanks"])
 @pytest.mark.parametrize("style", STYLES)
 def test_done_ends_the_conversation(text: str, style: str) -> None:
-    assert next_message(simulator(text, style=style)) is None
+    told = TALK + Message("user", "my uncle") + Message("assistant", "Dear uncle, all the best!")
+    assert next_message(simulator(text, style=style), told) is None
+
+
+def test_a_user_who_has_told_nothing_is_not_done_yet() -> None:
+    assert next_message(simulator("[done]", "", "for my uncle")) == Message("user", "for my uncle")
+    stubborn = simulator(*["[done]"] * 4)
+    assert next_message(stubborn) is None
+    assert len({request.sampling.seed for request in stubborn.engine.requests}) == 4
 
 
 def test_empty_answers_are_drawn_again_with_other_seeds() -> None:
