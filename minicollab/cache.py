@@ -64,12 +64,16 @@ class Store:
             raise RunError(f"the cache in {folder} is damaged: {error}", "Move that folder away.") from None
 
     def get(self, key: str) -> Any | None:
+        """The answer under `key`, counted as a hit; None, counted as a miss."""
+        value = self.peek(key)
+        self.hits += value is not None
+        self.misses += value is None
+        return value
+
+    def peek(self, key: str) -> Any | None:
+        """The same without counting."""
         text = self._rows.get(key, retry=True)
-        if text is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        return json.loads(text)
+        return None if text is None else json.loads(text)
 
     def put(self, key: str, value: Any) -> None:
         self._rows.set(key, json.dumps(value, ensure_ascii=False), retry=True)
@@ -88,8 +92,8 @@ def file_fingerprint(path: Path, store: Store | None = None) -> str:
     """sha256 of a file's content, remembered by its size, time and inode."""
     status = os.stat(path)
     key = content_hash(["file", str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino])
-    if store and (known := store._rows.get(key)):
-        return str(json.loads(known))
+    if store and (known := store.peek(key)):
+        return str(known)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def run_command(
     """All stages of RECIPE in order. What is done already is not done again."""
     from minicollab.stages import is_unchanged
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and take the stage along
     run = Run.open(recipe, out, overrides)
     results = {}
     for stage in STAGES[: STAGES.index(until) + 1]:
@@ -112,16 +114,23 @@ def run_command(
 def _in_a_process_of_its_own(run: Run, stage: str) -> None:
     """So that all memory of a stage, the GPU's too, is free before the next one begins."""
     command = [sys.executable, "-m", "minicollab", stage, str(run.folder)]
-    try:
-        status = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)  # the stage has the same signal, and says so
+    # The stage does not hear Ctrl-C itself: it is ended from here, and one of us says so.
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_ignore_interrupts) as child:
+        try:
+            status = child.wait()
+        except BaseException:
+            child.terminate()
+            raise
     if status < 0:
         raise MinicollabError(
             f"the {stage} stage was killed by signal {-status}", "Run the same command again."
         )
     if status:
         sys.exit(status)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _do(run: Run, stage: str) -> dict[str, Any]:

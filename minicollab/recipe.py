@@ -75,7 +75,7 @@ class Question(Section):
 
     ask: str
     scope: Literal["reply", "conversation"] = "conversation"
-    weight: float = 1.0
+    weight: float = Field(1.0, gt=0)
 
 
 class Judge(Section):

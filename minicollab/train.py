@@ -44,6 +44,7 @@ def train(
     fingerprint = content_hash([rows, base, options.model_dump(), seed])
     resumed = claim_checkpoints(checkpoints, fingerprint)
     with _quiet(), _memory():
+        progress("load the model", 0, 1)
         with _captured():
             model, tokenizer = _load(base, options, seed)
             lengths = [_lengths(row, tokenizer, base) for row in rows]
@@ -54,6 +55,7 @@ def train(
                     "Raise train.max_length in the recipe.",
                 )
             trainer = _trainer(model, tokenizer, usable, dpo_arguments(options, seed, checkpoints), progress)
+        progress("load the model", 1, 1)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         with _captured():
             _save(trainer.model, base, out / "adapter")
