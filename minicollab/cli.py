@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,10 @@ class _Commands(click.Group):
             _fail(str(error), error.code)
         except KeyboardInterrupt:
             _fail("stopped. The same command goes on where it was.", _INTERRUPTED)
+        except sqlite3.Error as error:
+            _fail(
+                f"the cache cannot be used: {error}. Free some space, or set MINICOLLAB_CACHE elsewhere.", 5
+            )
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             _fail(f"{error.strerror or error}{where}. Check free space and permissions, then run again.", 5)

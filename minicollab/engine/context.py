@@ -19,6 +19,19 @@ from minicollab.errors import ModelError, StageError
 _NO_KV_SLOT = 1  # llama_decode: the batch did not fit into the context's cells, nothing was changed
 
 
+def set_adapter(model: Any, context: Any, adapter: Path) -> None:
+    """Put a LoRA GGUF on a llama.cpp context at full strength; the model owns and frees it."""
+    import llama_cpp as lc
+
+    lora = lc.llama_adapter_lora_init(model, str(adapter).encode())
+    if not lora:
+        raise ModelError(
+            f"llama.cpp cannot load the adapter {adapter.name}: {last_error()}", "Run the export stage again."
+        )
+    adapters = (lc.llama_adapter_lora_p_ctypes * 1)(lora)
+    lc.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
+
+
 class Context:
     """A context on `weights`, with a LoRA adapter if one is given. Its sequences share one pool
     of cells (`kv_unified`), so copying a prefix marks cells as shared and moves no data."""
@@ -44,16 +57,7 @@ class Context:
         self._memory = lc.llama_get_memory(self._context)
         self._batch = lc.llama_batch_init(options.batch, 0, 1)
         if adapter:
-            self._set_adapter(adapter)
-
-    def _set_adapter(self, adapter: Path) -> None:
-        import llama_cpp as lc
-
-        lora = lc.llama_adapter_lora_init(self._weights.model, str(adapter).encode())
-        if not lora:
-            raise ModelError(f"llama.cpp cannot load the adapter {adapter}", "Run the export stage again.")
-        adapters = (lc.llama_adapter_lora_p_ctypes * 1)(lora)
-        lc.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
+            set_adapter(weights.model, self._context, adapter)
 
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free the sequence's cells from position `start` on."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minicollab.engine.context import set_adapter
 from minicollab.engine.quiet import last_error, quiet
 from minicollab.errors import ModelError, StageError
 from minicollab.gguf.dequantize import no_bars
@@ -176,24 +177,11 @@ def _llama_logits(gguf: Path, ids: list[list[int]], adapter: Path | None) -> Any
         )
     try:
         if adapter:
-            _set_adapter(model, context, adapter)
+            set_adapter(model, context, adapter)
         return np.stack([_next_token_logits(model, context, row) for row in ids])
     finally:
         lc.llama_free(context)
         lc.llama_model_free(model)
-
-
-def _set_adapter(model: Any, context: Any, adapter: Path) -> None:
-    """Put a LoRA GGUF on a llama.cpp context at full strength; the model owns and frees it."""
-    import ctypes
-
-    import llama_cpp as lc
-
-    lora = lc.llama_adapter_lora_init(model, str(adapter).encode())
-    if not lora:
-        raise StageError(f"llama.cpp cannot load the adapter: {last_error()}", "Run the export stage again.")
-    adapters = (lc.llama_adapter_lora_p_ctypes * 1)(lora)
-    lc.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
 
 
 def _next_token_logits(model: Any, context: Any, ids: list[int]) -> Any:
