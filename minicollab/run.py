@@ -22,6 +22,7 @@ from minicollab.files import aside
 from minicollab.models import user_cache
 from minicollab.recipe import Recipe, load_recipe
 
+Result = dict[str, Any]
 STAGES = ("simulate", "train", "export", "eval", "report")
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "datasets", "llama-cpp-python", "gguf"
@@ -104,26 +105,20 @@ _NOTHING = {
 }  # fmt: skip
 
 
-@dataclass
-class Meter:
-    """What a stage costs: time, tokens, cache use and this process's peak memory."""
-
-    run: Run
-    usages: list[Any]
-
-    def measure(self, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        start = time.monotonic()
-        result = work()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        cost = {
-            "seconds": round(time.monotonic() - start, 2),
-            "generated_tokens": sum(u.generated_tokens for u in self.usages),
-            "prompt_tokens_computed": sum(u.prompt_tokens_computed for u in self.usages),
-            "cache_hits": self.run.store.hits,
-            "cache_misses": self.run.store.misses,
-            "peak_memory_mb": round(peak, 1),
-        }
-        return result, cost
+def measured(run: Run, usages: list[Any], work: Callable[[], Result]) -> tuple[Result, Result]:
+    """What `work` returns, and what it cost: time, the engines' tokens (they put their usage into
+    `usages`), cache use and this process's peak memory."""
+    start = time.monotonic()
+    result = work()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result, {
+        "seconds": round(time.monotonic() - start, 2),
+        "generated_tokens": sum(u.generated_tokens for u in usages),
+        "prompt_tokens_computed": sum(u.prompt_tokens_computed for u in usages),
+        "cache_hits": run.store.hits,
+        "cache_misses": run.store.misses,
+        "peak_memory_mb": round(peak, 1),
+    }
 
 
 def unchanged(run: Run, stage: str, inputs: Any, outputs: Sequence[str]) -> bool:

@@ -19,11 +19,10 @@ from minicollab.judge import Judge
 from minicollab.models import resolve, user_cache
 from minicollab.pairs import Turn, build_pairs
 from minicollab.progress import Progress, silent
-from minicollab.run import Meter, Run, finish, keep, unchanged
+from minicollab.run import Result, Run, finish, keep, measured, unchanged
 from minicollab.simulator import Simulator
 from minicollab.tasks import load_tasks, split
 
-Result = dict[str, Any]
 _CHECK_PROMPTS = 8  # conversations on which the export is compared with torch
 
 
@@ -34,7 +33,7 @@ def run_stage(run: Run, stage: str, progress: Progress = silent) -> Result:
     if unchanged(run, stage, asked, outputs(run)):
         return keep(run, stage)
     usages: list[Any] = []
-    result, cost = Meter(run, usages).measure(lambda: work(run, usages, progress))
+    result, cost = measured(run, usages, lambda: work(run, usages, progress))
     finish(run, stage, asked, result, cost)
     return result
 
