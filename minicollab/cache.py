@@ -106,7 +106,7 @@ class CachedEngine:
 
     def __init__(self, engine: Engine, store: Store):
         self._engine, self._store = engine, store
-        self.fingerprint, self.usage = engine.fingerprint, engine.usage
+        self.fingerprint, self.usage, self.context = engine.fingerprint, engine.usage, engine.context
         self._under_way: dict[str, asyncio.Future[Any]] = {}
 
     def chat(self, messages: Iterable[Message], reply: str = "") -> Prompt:
@@ -118,11 +118,16 @@ class CachedEngine:
     def count(self, text: str) -> int:
         return self._engine.count(text)
 
+    def length(self, prompt: Prompt) -> int:
+        return self._engine.length(prompt)
+
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         async def ask() -> dict[str, Any]:
             return asdict(await self._engine.generate(prompt, sampling))
 
-        return Completion(**await self._answer("generate", prompt, asdict(sampling), ask))
+        known = await self._answer("generate", prompt, asdict(sampling), ask)
+        logprobs = known.get("logprobs")
+        return Completion(**known | {"logprobs": tuple(logprobs) if logprobs is not None else None})
 
     async def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[float]:
         async def ask() -> list[float]:

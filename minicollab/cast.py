@@ -39,8 +39,7 @@ class Policy:
         return await self.engine.generate(self.engine.chat((*system, *talk)), self._sampling(seed))
 
     def _sampling(self, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
-        how = self.options
-        return Sampling(how.max_tokens, seed, how.temperature, how.top_p, how.min_p, stop)
+        return Sampling.of(self.options, seed, stop)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,13 @@ class Section(BaseModel):
 class Models(Section):
     """`policy` is trained; `judge` plays the user and judges. Each is a built-in name
     (`smollm2-135m-instruct`, `qwen2.5-coder-1.5b-instruct`), a path to a GGUF, or
-    `hf:owner/repo/file.gguf`. Without `judge`, the policy's GGUF does all three jobs."""
+    `hf:owner/repo/file.gguf`. Without `judge`, the policy's GGUF does all three jobs.
+    `http://host:port/v1#name` is a model on an OpenAI-compatible server. `adapter` is a LoRA
+    GGUF that the policy begins with; simulator and judge never have it."""
 
     policy: str
     judge: str | None = None
+    adapter: str | None = None
     train_base: str | None = Field(
         None, description="Hugging Face name or folder to train on; default: the policy's GGUF, dequantized"
     )
@@ -44,8 +47,10 @@ class Generation(Section):
 
     max_tokens: int = Field(96, ge=1)
     temperature: float = Field(0.8, ge=0)
+    top_k: int = Field(0, ge=0, description="0: all tokens")
     top_p: float = Field(0.95, gt=0, le=1)
     min_p: float = Field(0.05, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, description="1: none")
 
 
 class Propose(Section):
@@ -133,14 +138,28 @@ class Eval(Section):
 
 
 class Engine(Section):
-    """`context`: KV cells of one model's context, shared by its sequences."""
+    """`context`: KV cells of one model's context, shared by its sequences; `batch`: most tokens
+    of one step. Without them they are sized from free memory. `deterministic`: a request gets
+    the same answer whoever else is served; slower, one request is computed at a time."""
 
-    context: int = Field(8192, ge=512)
+    context: int | None = Field(None, ge=512)
     sequences: int = Field(64, ge=1, le=256)
-    batch: int = Field(512, ge=32)
+    batch: int | None = Field(None, ge=32)
     threads: int | None = Field(None, ge=1)
     gpu_layers: int = -1
+    deterministic: bool = False
     concurrent_tasks: int = Field(8, ge=1)
+
+
+class Remote(Section):
+    """How models on servers are asked. `timeout` in seconds; `key_env` names the environment
+    variable that holds the API key, if the server wants one."""
+
+    concurrency: int = Field(8, ge=1)
+    timeout: float = Field(120, gt=0)
+    retries: int = Field(5, ge=0)
+    key_env: str = "OPENAI_API_KEY"
+    context: int = Field(8192, ge=512)
 
 
 class Recipe(Section):
@@ -159,6 +178,7 @@ class Recipe(Section):
     export: Export = Export()
     eval: Eval = Eval()
     engine: Engine = Engine()
+    remote: Remote = Remote()
     cache: str | None = None
 
     def dump(self) -> str:

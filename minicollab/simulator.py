@@ -45,10 +45,7 @@ class Simulator:
         raise SimulatorFailure("the simulated user said nothing")
 
     async def _say(self, prompt: Prompt, seed: int) -> str:
-        how = self.options.generation
-        sampling = Sampling(
-            how.max_tokens, seed, how.temperature, how.top_p, how.min_p, stop=("\n", "AI:", "Human:")
-        )
+        sampling = Sampling.of(self.options.generation, seed, stop=("\n", "AI:", "Human:"))
         return prompts.one_line((await self.engine.generate(prompt, sampling)).text)
 
     def _prompt(self, task: Task, talk: Conversation) -> Prompt:

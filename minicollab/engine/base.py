@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from minicollab.recipe import Generation
 from minicollab.schema import Message
 
 
@@ -24,25 +25,38 @@ Prompt = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to continue. `temperature` 0 is greedy; `stop` strings are cut from the answer;
-    `grammar` is GBNF. The seed is always explicit, so that an answer can be had again."""
+    """How to continue. `temperature` 0 is greedy; `top_k` 0 and `repetition_penalty` 1 are off.
+    `stop` strings are cut from the answer, which keeps to `grammar` (GBNF) or `json_schema`, if
+    there is one. The seed is always explicit, so that an answer can be had again."""
 
     max_tokens: int
     seed: int
     temperature: float = 0.0
+    top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+    logprobs: bool = False
+
+    @classmethod
+    def of(cls, how: Generation, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
+        """As the recipe says."""
+        return cls(seed=seed, stop=stop, **how.model_dump())
 
 
 @dataclass(frozen=True)
 class Completion:
-    """`stop_reason`: "end" (the model ended), "stop" (a stop string), "length" (max_tokens)."""
+    """`stop_reason`: "end" (the model ended), "stop" (a stop string), "length" (max_tokens).
+    `logprobs`, if asked for: the natural-log probability of each of the `tokens` that were
+    generated, as the model gave it, before sampling cut anything off."""
 
     text: str
     tokens: int
     stop_reason: Literal["end", "stop", "length"]
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -56,10 +70,12 @@ class Usage:
 
 
 class Engine(Protocol):
-    """`fingerprint` names the weights by content; `usage` counts the work done so far."""
+    """`fingerprint` names the weights by content; `usage` counts the work done so far;
+    `context` is the most tokens that one request may have, its answer included."""
 
     fingerprint: str
     usage: Usage
+    context: int
 
     def chat(self, messages: Iterable[Message], reply: str = "") -> Prompt:
         """The messages in the model's own chat template, opened for the assistant, whose
@@ -72,6 +88,10 @@ class Engine(Protocol):
 
     def count(self, text: str) -> int:
         """How many tokens `text` is for this model."""
+        ...
+
+    def length(self, prompt: Prompt) -> int:
+        """How many tokens `prompt` is for this model."""
         ...
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion: ...

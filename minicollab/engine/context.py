@@ -39,9 +39,10 @@ class Context:
     def __init__(self, weights: Weights, options: recipe.Engine, adapter: Path | None):
         import llama_cpp as lc
 
+        self.cells, self.batch_size = options.context or 8192, options.batch or 512
         params = lc.llama_context_default_params()
-        params.n_ctx = options.context
-        params.n_batch = params.n_ubatch = options.batch
+        params.n_ctx = self.cells
+        params.n_batch = params.n_ubatch = self.batch_size
         params.n_seq_max = options.sequences
         params.n_threads = params.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
         params.kv_unified = True
@@ -51,11 +52,11 @@ class Context:
         self._context = lc.llama_init_from_model(weights.model, params)
         if not self._context:
             raise ModelError(
-                f"llama.cpp cannot make a context of {options.context} tokens for {weights.path.name}",
+                f"llama.cpp cannot make a context of {self.cells} tokens for {weights.path.name}",
                 "Lower engine.context in the recipe.",
             )
         self._memory = lc.llama_get_memory(self._context)
-        self._batch = lc.llama_batch_init(options.batch, 0, 1)
+        self._batch = lc.llama_batch_init(self.batch_size, 0, 1)
         if adapter:
             set_adapter(weights.model, self._context, adapter)
 

@@ -80,7 +80,7 @@ class LlamaEngine:
         self.size = gguf.stat().st_size
         self._weights = load_weights(gguf, options.gpu_layers)
         self._context = Context(self._weights, options, adapter)
-        self._options = options
+        self.context, self._batch_size = self._context.cells, self._context.batch_size
         self._idle = [_Sequence(i) for i in range(options.sequences)]
         self._running: list[_Sequence] = []
         self._queue: list[_Job] = []
@@ -97,6 +97,9 @@ class LlamaEngine:
 
     def count(self, text: str) -> int:
         return len(self._weights.text_tokens(text))
+
+    def length(self, prompt: Prompt) -> int:
+        return len(self._weights.tokenize(prompt))
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         answer: Completion = await self._submit(self._weights.tokenize(prompt), sampling=sampling)
@@ -116,9 +119,9 @@ class LlamaEngine:
     async def _submit(self, tokens: list[int], **what: Any) -> Any:
         job = _Job(np.array(tokens, np.int32), asyncio.get_running_loop().create_future(), **what)
         needed = len(tokens) + (job.sampling.max_tokens if job.sampling else 0)
-        if needed > self._options.context:
+        if needed > self.context:
             raise ModelError(
-                f"a conversation needs {needed} tokens, the context has {self._options.context}",
+                f"a conversation needs {needed} tokens, the context has {self.context}",
                 "Raise engine.context, or lower max_tokens or exchanges in the recipe.",
             )
         self.usage.prompt_tokens_requested += len(tokens)
@@ -208,7 +211,7 @@ class LlamaEngine:
         for sequence in sorted(self._running, key=lambda s: s.produced == 0):
             assert sequence.job is not None
             length = len(sequence.tokens)
-            end = min(length, sequence.done + self._options.batch - len(batch.entries))
+            end = min(length, sequence.done + self._batch_size - len(batch.entries))
             for position in range(sequence.done, end):
                 wanted = sequence.job.wants(position, length)
                 if wanted:

@@ -35,8 +35,9 @@ class ScriptedEngine:
         generate: Sequence[str | Completion] | Callable[[Request], str | Completion] = (),
         score: Sequence[list[float]] | Callable[[Request], list[float]] = (),
         fingerprint: str = "scripted",
+        context: int = 10_000,
     ):
-        self.fingerprint, self.usage = fingerprint, Usage()
+        self.fingerprint, self.usage, self.context = fingerprint, Usage(), context
         self.requests: list[Request] = []
         self._generate, self._score = _answerer(generate), _answerer(score)
 
@@ -49,6 +50,9 @@ class ScriptedEngine:
 
     def count(self, text: str) -> int:
         return len(text.split())
+
+    def length(self, prompt: Prompt) -> int:
+        return self.count(_flat(prompt))
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         answer = self._generate(self._note(Request("generate", _flat(prompt), sampling)))
