@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import random
+import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +113,57 @@ def test_stop_strings_are_cut(engine: LlamaEngine) -> None:
     assert stopped.text == free.text[: free.text.index("nine")] and stopped.tokens < free.tokens
 
 
+def test_one_likely_token_is_the_greedy_one(gguf: Path) -> None:
+    steady = cold(gguf, deterministic=True)
+    hot = Sampling(16, seed=3, temperature=2.0)
+    greedy = ask(steady, lambda _: GREEDY)
+    assert ask(steady, lambda _: replace(hot, top_k=1)) == greedy
+    assert ask(steady, lambda _: replace(hot, min_p=0.999)) == greedy
+    assert ask(steady, lambda _: replace(hot, top_p=1e-6)) == greedy
+    assert ask(steady, lambda _: hot) != greedy
+
+
+def test_leaving_unlikely_tokens_out_early_changes_no_draw(engine: LlamaEngine) -> None:
+    from minicollab.engine.sampler import Candidates, Sampler
+
+    rng = np.random.default_rng(0)
+    vocab, size = engine._weights.vocab, engine._weights.n_vocab
+    early, late = (
+        Sampler(vocab, Candidates(size), Sampling(1, 5, temperature=0.9, min_p=0.02, top_p=0.95), [])
+        for _ in range(2)
+    )
+    late._margin = -math.inf
+    for _ in range(50):
+        logits = rng.normal(0, 3, size).astype(np.float32)
+        assert early.next(logits) == late.next(logits)
+
+
+def test_a_repetition_penalty_repeats_less(engine: LlamaEngine) -> None:
+    prompt = engine.plain("red blue red blue red blue red blue red blue red")
+    plain, penalized = at_once(
+        engine.generate(prompt, GREEDY), engine.generate(prompt, replace(GREEDY, repetition_penalty=1.8))
+    )
+    assert plain.text.count("blue") > 8 > penalized.text.count("blue")
+
+
+def test_log_probabilities_are_those_of_the_answer(engine: LlamaEngine) -> None:
+    prompt = engine.plain("The capital of France is")
+    (found,) = at_once(engine.generate(prompt, replace(with_seed(1), max_tokens=6, logprobs=True)))
+    assert found.logprobs is not None and len(found.logprobs) == found.tokens
+    ((whole,),) = at_once(engine.score(prompt, [found.text]))
+    assert sum(found.logprobs[: found.tokens]) == pytest.approx(whole, abs=0.5)
+
+
+def test_a_schema_and_a_grammar_are_kept_to(engine: LlamaEngine) -> None:
+    hot = Sampling(60, seed=1, temperature=1.5)
+    judged = ask(engine, lambda i: replace(hot, json_schema=VERDICT, seed=i))
+    assert {json.loads(c.text)["score"] for c in judged} <= {1, 2, 3}
+    for completion in ask(engine, lambda i: replace(hot, grammar=LETTERS, seed=i)):
+        assert set(completion.text) <= set("abcdefghijklmnopqrstuvwxyz .")
+    with pytest.raises(ModelError, match="cannot read a grammar"):
+        ask(engine, lambda _: replace(hot, grammar="root ::= nothing"))
+
+
 def test_choose_sums_to_one_and_takes_options_of_many_tokens(engine: LlamaEngine) -> None:
     prompt = engine.plain("The capital of France is")
     names = (" Paris", " Rome", " the city of Ouagadougou")
@@ -137,10 +192,9 @@ def test_a_score_is_what_llama_cpp_python_computes(gguf: Path) -> None:
     assert found[0] == pytest.approx(sum(logs[i, t] for i, t in enumerate(end)), abs=1e-3)
 
 
-def test_the_adapter_moves_its_own_context_alone(gguf: Path, tmp_path: Path) -> None:
+def random_adapter(path: Path) -> Path:
     import gguf as writing
 
-    path = tmp_path / "adapter.gguf"
     writer = writing.GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -152,16 +206,81 @@ def test_the_adapter_moves_its_own_context_alone(gguf: Path, tmp_path: Path) -> 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
 
+
+def test_the_adapter_moves_its_own_context_alone(gguf: Path, tmp_path: Path) -> None:
     def score(which: LlamaEngine) -> float:
         ((value,),) = at_once(which.score(which.plain("The capital of France is"), [" Paris"]))
         return float(value)
 
     bare = cold(gguf)
     before = score(bare)
-    adapted = LlamaEngine(gguf, "adapted", recipe.Engine(context=512), path)
+    adapted = LlamaEngine(gguf, "adapted", recipe.Engine(context=512), random_adapter(tmp_path / "a.gguf"))
     assert abs(score(adapted) - before) > 1e-3
     assert score(bare) == score(cold(gguf)) == before
+
+
+WORDS = re.findall(
+    r"\w+", "the shop opens at nine, closes at six; please remember that trains leave from here"
+)
+LETTERS = 'root ::= [a-z ]+ "."'
+VERDICT = {
+    "type": "object",
+    "properties": {"score": {"enum": [1, 2, 3]}, "why": {"type": "string", "maxLength": 20}},
+    "required": ["score", "why"],
+    "additionalProperties": False,
+}
+
+
+def mixed(number: int) -> list[tuple[str, Sampling | None, int]]:
+    """Requests of all kinds: text, how to go on (None: score Yes and No), which engine."""
+    rng = random.Random(0)
+    shared = rng.choices(WORDS, k=150)
+    made = []
+    for i in range(number):
+        text = " ".join([*shared[: rng.randrange(150)], str(i), *rng.choices(WORDS, k=rng.randrange(1, 100))])
+        how = Sampling(
+            max_tokens=rng.randrange(1, 24), seed=i, temperature=rng.choice([0, 0.8]), top_p=0.95,
+            top_k=rng.choice([0, 40]), min_p=rng.choice([0, 0.05]), logprobs=rng.random() < 0.2,
+            repetition_penalty=rng.choice([1, 1.1]), stop=rng.choice([(), ("the", " a")]),
+        )  # fmt: skip
+        kind = rng.random()
+        if kind < 0.2:
+            how = replace(how, grammar=LETTERS)
+        elif kind < 0.3:
+            how = replace(how, json_schema=VERDICT, max_tokens=40)
+        made.append((text, None if kind > 0.7 else how, rng.randrange(2)))
+    return made
+
+
+async def answer(engine: LlamaEngine, text: str, how: Sampling | None) -> Any:
+    prompt = engine.chat([Message("user", text)])
+    return await (engine.generate(prompt, how) if how else engine.score(prompt, ["Yes", "No"]))
+
+
+def test_deterministic_answers_are_those_one_gets_alone(gguf: Path, tmp_path: Path) -> None:
+    adapter = random_adapter(tmp_path / "a.gguf")
+    asked = mixed(200)
+
+    def fresh(which: int) -> LlamaEngine:
+        options = recipe.Engine(context=512, deterministic=True)
+        return LlamaEngine(gguf, str(which), options, (None, adapter)[which])
+
+    pair = [fresh(0), fresh(1)]
+    together = at_once(*(answer(pair[which], text, how) for text, how, which in asked))
+    requested = sum(e.usage.prompt_tokens_requested for e in pair)
+    assert requested > 40 * 512  # far more than fits
+    assert sum(e.usage.prompt_tokens_computed for e in pair) < 0.8 * requested
+    for (text, how, which), found in zip(asked, together, strict=True):
+        assert at_once(answer(fresh(which), text, how)) == [found]
+
+
+def test_a_full_context_makes_requests_wait_and_wastes_nothing(gguf: Path) -> None:
+    small = cold(gguf, context=1024, sequences=64)
+    answers = at_once(*(answer(small, text, how) for text, how, _ in mixed(60)))
+    assert len(answers) == 60
+    assert small.usage.prompt_tokens_computed <= small.usage.prompt_tokens_requested
 
 
 def test_text_from_people_is_never_control_text(engine: LlamaEngine) -> None:
@@ -200,7 +319,7 @@ def test_the_tokens_are_those_of_transformers(gguf: Path) -> None:
 def test_both_judge_styles_give_a_verdict(engine: LlamaEngine, style: str) -> None:
     options = recipe.Judge(style=style, questions={"q": recipe.Question(ask="?")})  # type: ignore[arg-type]
     talk = Conversation((Message("user", "help me pack"), Message("assistant", "Where are you going?")))
-    (value,) = at_once(Judge(engine, options).ask(talk, "Does the assistant ask the user for information?"))
+    ((value, _),) = at_once(Judge(engine, options).ask(talk, "Does the assistant ask for information?"))
     assert 0 <= value <= 1 and math.isfinite(value)
 
 

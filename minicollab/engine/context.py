@@ -1,18 +1,15 @@
-"""One llama.cpp context: cells, batches, logits and samplers, as plain Python calls."""
+"""One llama.cpp context: cells, batches and logits, as plain Python calls."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minicollab import recipe
-from minicollab.engine.base import Sampling
 from minicollab.engine.quiet import last_error
+from minicollab.engine.sizing import Plan
 from minicollab.engine.weights import Weights
 from minicollab.errors import ModelError, StageError
 
@@ -32,23 +29,72 @@ def set_adapter(model: Any, context: Any, adapter: Path) -> None:
     lc.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
 
 
+class Batch:
+    """What one llama_decode computes: runs of consecutive tokens, each of one sequence.
+
+    Its memory is numpy's, so that a run is written in a few assignments.
+    """
+
+    def __init__(self, size: int):
+        import llama_cpp as lc
+
+        self.size, self.used, self.wanted = size, 0, 0
+        self._tokens, self._positions, self._sequences = (np.zeros(size, np.int32) for _ in range(3))
+        self._counts, self._outputs = np.ones(size, np.int32), np.zeros(size, np.int8)
+        one = self._sequences.itemsize
+        self._pointers = self._sequences.ctypes.data + one * np.arange(size, dtype=np.uintp)
+        self._struct = lc.llama_batch(0)
+        for name, array in (
+            ("token", self._tokens), ("pos", self._positions), ("n_seq_id", self._counts),
+            ("seq_id", self._pointers), ("logits", self._outputs),
+        ):  # fmt: skip
+            kind = dict(lc.llama_batch._fields_)[name]
+            setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
+
+    @property
+    def room(self) -> int:
+        return self.size - self.used
+
+    def clear(self) -> None:
+        self.used = self.wanted = 0
+
+    def add(self, sequence: int, position: int, tokens: np.ndarray) -> int:
+        """Put the tokens of a sequence in, the first of them at `position`. Returns where they begin."""
+        start, end = self.used, self.used + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = np.arange(position, position + len(tokens))
+        self._sequences[start:end] = sequence
+        self._outputs[start:end] = 0
+        self.used = end
+        return start
+
+    def want(self, index: int) -> None:
+        """Ask for the logits after the entry `index`; rows come in the order of the entries."""
+        self._outputs[index] = 1
+        self.wanted += 1
+
+    def struct(self) -> Any:
+        self._struct.n_tokens = self.used
+        return self._struct
+
+
 class Context:
     """A context on `weights`, with a LoRA adapter if one is given. Its sequences share one pool
     of cells (`kv_unified`), so copying a prefix marks cells as shared and moves no data."""
 
-    def __init__(self, weights: Weights, options: recipe.Engine, adapter: Path | None):
+    def __init__(self, weights: Weights, plan: Plan, sequences: int, threads: int, adapter: Path | None):
         import llama_cpp as lc
 
-        self.cells, self.batch_size = options.context or 8192, options.batch or 512
+        self.cells = plan.context
         params = lc.llama_context_default_params()
-        params.n_ctx = self.cells
-        params.n_batch = params.n_ubatch = self.batch_size
-        params.n_seq_max = options.sequences
-        params.n_threads = params.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
+        params.n_ctx = plan.context
+        params.n_batch = params.n_ubatch = plan.batch
+        params.n_seq_max = sequences
+        params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         params.flash_attn_type = 1  # skips masked cells: other conversations in the pool cost little
         params.no_perf = True
-        self._weights = weights
+        self._n_vocab = weights.n_vocab
         self._context = lc.llama_init_from_model(weights.model, params)
         if not self._context:
             raise ModelError(
@@ -56,7 +102,7 @@ class Context:
                 "Lower engine.context in the recipe.",
             )
         self._memory = lc.llama_get_memory(self._context)
-        self._batch = lc.llama_batch_init(self.batch_size, 0, 1)
+        self.batch = Batch(plan.batch)
         if adapter:
             set_adapter(weights.model, self._context, adapter)
 
@@ -72,64 +118,23 @@ class Context:
 
         lc.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
 
-    def decode(self, entries: Iterable[tuple[int, int, int, bool]]) -> bool:
-        """Compute (token, position, sequence, output wanted) entries in one batch.
+    def decode(self) -> bool:
+        """Compute `batch`. False if the cells do not suffice: then nothing was changed.
 
-        False if the cells do not suffice: then nothing was changed. StageError if llama.cpp fails.
+        StageError if llama.cpp fails.
         """
         import llama_cpp as lc
 
-        batch, size = self._batch, 0
-        for token, position, sequence, wanted in entries:
-            batch.token[size] = token
-            batch.pos[size] = position
-            batch.n_seq_id[size] = 1
-            batch.seq_id[size][0] = sequence
-            batch.logits[size] = wanted
-            size += 1
-        batch.n_tokens = size
-        status = lc.llama_decode(self._context, batch)
+        status = lc.llama_decode(self._context, self.batch.struct())
         if status not in (0, _NO_KV_SLOT):
             raise StageError(
                 f"llama.cpp cannot compute a batch: {last_error()}", "Lower engine.batch or engine.context."
             )
         return status == 0
 
-    def log_probabilities(self, index: int, tokens: list[int]) -> list[float]:
-        """Natural logs of the tokens' probabilities after the entry `index` of the last batch."""
+    def logits(self) -> np.ndarray:
+        """What the last batch was asked for, float32 (wanted, n_vocab); good until the next one."""
         import llama_cpp as lc
 
-        row = lc.llama_get_logits_ith(self._context, index)
-        logits = np.ctypeslib.as_array(row, (self._weights.n_vocab,)).astype(np.float64)
-        top = logits.max()
-        total = top + np.log(np.exp(logits - top).sum())
-        return [float(logits[t] - total) for t in tokens]
-
-    def sampler(self, sampling: Sampling) -> Any:
-        """A sampler chain of llama.cpp's; `free_sampler` it."""
-        import llama_cpp as lc
-
-        chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
-        if sampling.grammar:
-            grammar = lc.llama_sampler_init_grammar(self._weights.vocab, sampling.grammar.encode(), b"root")
-            lc.llama_sampler_chain_add(chain, grammar)
-        if sampling.temperature == 0:
-            lc.llama_sampler_chain_add(chain, lc.llama_sampler_init_greedy())
-            return chain
-        # min-p first: it needs no sorting, and leaves top-p few tokens to sort.
-        lc.llama_sampler_chain_add(chain, lc.llama_sampler_init_min_p(sampling.min_p, 1))
-        lc.llama_sampler_chain_add(chain, lc.llama_sampler_init_top_p(sampling.top_p, 1))
-        lc.llama_sampler_chain_add(chain, lc.llama_sampler_init_temp(sampling.temperature))
-        lc.llama_sampler_chain_add(chain, lc.llama_sampler_init_dist(sampling.seed))
-        return chain
-
-    def sample(self, sampler: Any, index: int) -> int:
-        """The next token after the entry `index` of the last batch."""
-        import llama_cpp as lc
-
-        return int(lc.llama_sampler_sample(sampler, self._context, index))
-
-    def free_sampler(self, sampler: Any) -> None:
-        import llama_cpp as lc
-
-        lc.llama_sampler_free(sampler)
+        rows = lc.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(rows, (self.batch.wanted, self._n_vocab))

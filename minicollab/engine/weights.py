@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from functools import cache, cached_property
+from collections.abc import Callable
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 from minicollab.engine.base import Prompt
@@ -13,6 +14,8 @@ from minicollab.engine.template import ChatTemplate
 from minicollab.errors import ModelError
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+_RSTRIP = 1 << 8  # LLAMA_TOKEN_ATTR_RSTRIP: the token swallows the blanks after it, as in Phi-3
+_BLANKS = " \t\n\v\f\r"
 
 
 @cache
@@ -46,7 +49,7 @@ class Weights:
                 f"{self.path.name} has no chat template", "Use an instruct (chat) GGUF as policy and judge."
             )
         bos, eos = lc.llama_vocab_bos(self.vocab), lc.llama_vocab_eos(self.vocab)
-        return ChatTemplate(source.decode(), self._text(bos), self._text(eos))
+        return ChatTemplate(source.decode(), self._text(bos), self._text(eos), add_bos=bool(self.bos))
 
     @property
     def bos(self) -> str:
@@ -61,17 +64,20 @@ class Weights:
 
         return lc.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
 
-    @cached_property
-    def _specials(self) -> dict[str, int]:
+    def _attributes(self, token: int) -> int:
         import llama_cpp as lc
 
-        control = (t for t in range(self.n_vocab) if lc.llama_vocab_get_attr(self.vocab, t) & _CONTROL)
+        return int(lc.llama_vocab_get_attr(self.vocab, token))
+
+    @cached_property
+    def _specials(self) -> dict[str, int]:
+        control = (t for t in range(self.n_vocab) if self._attributes(t) & _CONTROL)
         return {text: token for token in control if (text := self._text(token))}
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self._specials, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """Token ids. Special tokens come from control segments alone; the plain text between
@@ -86,30 +92,55 @@ class Weights:
                 if position % 2 == 0:
                     plain += piece
                 else:
-                    tokens += [*self.text_tokens(plain), self._specials[piece]]
+                    tokens += [*self._text_after(tokens, plain), self._specials[piece]]
                     plain = ""
-        return tokens + self.text_tokens(plain)
+        return tokens + self._text_after(tokens, plain)
+
+    def _text_after(self, tokens: list[int], text: str) -> list[int]:
+        swallowed = tokens and self._attributes(tokens[-1]) & _RSTRIP
+        return self.text_tokens(text.lstrip(_BLANKS) if swallowed else text)
 
     def text_tokens(self, text: str) -> list[int]:
+        """Token ids of plain text, in which nothing is a control token."""
+        return list(self._text_tokens(text))
+
+    @cached_property
+    def _text_tokens(self) -> Callable[[str], tuple[int, ...]]:
+        # A conversation's earlier messages come again with every request.
+        return lru_cache(maxsize=1024)(self._tokenize_text)
+
+    def _tokenize_text(self, text: str) -> tuple[int, ...]:
         import llama_cpp as lc
 
         if not text:
-            return []
+            return ()
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 8
         out = (lc.llama_token * room)()
         n = lc.llama_tokenize(self.vocab, raw, len(raw), out, room, False, False)
-        return list(out[:n])
+        return tuple(out[:n])
 
     def piece(self, token: int) -> bytes:
-        import llama_cpp as lc
+        """The bytes that a token stands for; nothing for a control token."""
+        if token not in self._pieces:
+            import llama_cpp as lc
 
-        room = 256
-        out = ctypes.create_string_buffer(room)
-        n = lc.llama_token_to_piece(self.vocab, token, out, room, 0, False)
-        return out.raw[: max(n, 0)]
+            room = 256
+            out = ctypes.create_string_buffer(room)
+            n = lc.llama_token_to_piece(self.vocab, token, out, room, 0, False)
+            self._pieces[token] = out.raw[: max(n, 0)]
+        return self._pieces[token]
+
+    @cached_property
+    def _pieces(self) -> dict[int, bytes]:
+        return {}
 
     def ends(self, token: int) -> bool:
+        """Whether the model ends its answer with this token."""
+        return token in self._endings
+
+    @cached_property
+    def _endings(self) -> frozenset[int]:
         import llama_cpp as lc
 
-        return bool(lc.llama_vocab_is_eog(self.vocab, token))
+        return frozenset(t for t in range(self.n_vocab) if lc.llama_vocab_is_eog(self.vocab, t))
