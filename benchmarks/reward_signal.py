@@ -45,7 +45,7 @@ def reward_signal(recipe_path: Path = RECIPE) -> dict[str, Any]:
         talks = (
             Conversation((Message("user", r["opening"]), Message("assistant", r["reply"]))) for r in rows
         )
-        return list(await asyncio.gather(*(judge.ask(talk, question) for talk in talks)))
+        return [p for p, _ in await asyncio.gather(*(judge.ask(talk, question) for talk in talks))]
 
     start = time.monotonic()
     said = asyncio.run(ask())

@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from minicollab import prompts
-from minicollab.engine.base import Completion, Engine, Sampling
+from minicollab.engine.base import Completion, Engine, Prompt, Sampling
+from minicollab.fit import fit
 from minicollab.judge import Judge
 from minicollab.recipe import Generation
-from minicollab.schema import Conversation, Message
+from minicollab.schema import Conversation, Cut, Message
 from minicollab.simulator import Simulator
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The assistant. `proactive_system` puts the system prompt that asks for questions first."""
+    """The assistant. `proactive_system` puts the system prompt that asks for questions first.
+
+    Every answer comes with what had to be cut from the conversation to fit the context (`fit`).
+    """
 
     engine: Engine
     options: Generation
     proactive_system: bool = False
 
-    async def reply(self, talk: Conversation, seed: int) -> Completion:
+    async def reply(self, talk: Conversation, seed: int) -> tuple[Completion, Cut]:
         """An answer as the policy would give it, in its own chat template."""
-        return await self._generate(talk, seed, self.proactive_system)
+        return await self._chat(talk, seed, self.proactive_system)
 
-    async def proactive_reply(self, talk: Conversation, seed: int, style: str) -> Completion:
+    async def proactive_reply(self, talk: Conversation, seed: int, style: str) -> tuple[Completion, Cut]:
         """An answer that was asked to find out more: by system prompt, or as the next line of a
         few-shot transcript, which models too small to follow a system prompt can continue."""
         if style == "system":
-            return await self._generate(talk, seed, proactive=True)
-        conversation = prompts.transcript(talk, "Human", "AI")
-        prompt = self.engine.plain(prompts.fill("proactive_transcript", conversation=conversation))
-        return await self.engine.generate(prompt, self._sampling(seed, ("\n", "Human:")))
+            return await self._chat(talk, seed, proactive=True)
 
-    async def _generate(self, talk: Conversation, seed: int, proactive: bool) -> Completion:
+        def show(shown: Conversation) -> Prompt:
+            conversation = prompts.transcript(shown, "Human", "AI")
+            return self.engine.plain(prompts.fill("proactive_transcript", conversation=conversation))
+
+        return await self._generate(talk, show, Sampling.of(self.options, seed, ("\n", "Human:")))
+
+    async def _chat(self, talk: Conversation, seed: int, proactive: bool) -> tuple[Completion, Cut]:
         system = (Message("system", prompts.load("proactive_system")),) if proactive else ()
-        return await self.engine.generate(self.engine.chat((*system, *talk)), self._sampling(seed))
 
-    def _sampling(self, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
-        return Sampling.of(self.options, seed, stop)
+        def show(shown: Conversation) -> Prompt:
+            return self.engine.chat((*system, *shown))
+
+        return await self._generate(talk, show, Sampling.of(self.options, seed))
+
+    async def _generate(
+        self, talk: Conversation, show: Callable[[Conversation], Prompt], sampling: Sampling
+    ) -> tuple[Completion, Cut]:
+        prompt, cut = fit(self.engine, "policy", talk, show, sampling.max_tokens)
+        return await self.engine.generate(prompt, sampling), cut
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,8 @@ class Cast:
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric's value and the judge's answers behind it, by question."""
+    """A metric's value, the judge's answers behind it, by question, and what the judge was not shown."""
 
     value: float
     judgements: Mapping[str, tuple[float, ...]]
+    cut: Cut = field(default_factory=Cut)

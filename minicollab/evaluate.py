@@ -16,7 +16,7 @@ from minicollab.judge import JudgeFailure
 from minicollab.progress import Progress, silent
 from minicollab.recipe import Recipe
 from minicollab.rollout import roll, score
-from minicollab.schema import Conversation, Message, Rollout, Score, Task
+from minicollab.schema import Candidate, Conversation, Rollout, Score, Task
 from minicollab.seeds import seed_of
 from minicollab.simulator import SimulatorFailure
 
@@ -54,6 +54,7 @@ class Played:
             row |= self.figures()
             row["messages"] = self.rollout.conversation.as_dicts()
             row["stop_reason"] = self.rollout.stop_reason
+            row["cut"] = self.rollout.cut | self.score.cut
             row["judgements"] = {name: list(values) for name, values in self.score.judgements.items()}
         return row | {"failure": self.failure}
 
@@ -63,7 +64,8 @@ async def play(recipe: Recipe, cast: Cast, arm: str, task: Task, sample: int) ->
     talk = Conversation() + cast.simulator.open(task)
     seed = seed_of(recipe.seed, task.id, "eval", sample, "first reply")
     try:
-        first = Message("assistant", (await cast.policy.reply(talk, seed)).text.strip())
+        answer, cut = await cast.policy.reply(talk, seed)
+        first = Candidate(0, "plain", answer.text.strip(), answer.stop_reason, cut)
         rollout = await roll(recipe, cast, task, talk, first, recipe.eval.exchanges - 1, "eval", sample)
         return Played(arm, task, sample, rollout, await score(recipe, cast, task, rollout))
     except (SimulatorFailure, JudgeFailure) as failure:
@@ -99,10 +101,12 @@ def compare(played: Iterable[Played], seed: int, draws: int) -> dict[str, Any]:
 
     `low` and `high` bound the 95% interval of the mean difference: percentile bootstrap over
     tasks (`draws` resamples), each task's conversations averaged first. A task that has no
-    score in some arm is left out of all of them and counted in `tasks_left_out`.
+    score in some arm is left out of all of them and counted in `tasks_left_out`; `cut_futures`
+    counts the scored conversations that were too long for some role and shown to it cut.
     """
     import numpy as np
 
+    played = list(played)
     by_task: dict[str, dict[str, list[dict[str, float]]]] = {}
     for p in played:
         arms = by_task.setdefault(p.task.id, {})
@@ -127,6 +131,7 @@ def compare(played: Iterable[Played], seed: int, draws: int) -> dict[str, Any]:
         "differences": differences,
         "tasks": len(whole),
         "tasks_left_out": len(by_task) - len(whole),
+        "cut_futures": sum(bool(p.rollout.cut | p.score.cut) for p in played if p.rollout and p.score),
     }
 
 

@@ -6,15 +6,22 @@ import json
 from dataclasses import dataclass
 
 from minicollab import prompts
-from minicollab.engine.base import Engine, Sampling, choose
+from minicollab.engine.base import Engine, Prompt, Sampling, choose
+from minicollab.fit import fit
 from minicollab.recipe import Judge as Options
-from minicollab.schema import Conversation
+from minicollab.schema import Conversation, Cut
 from minicollab.seeds import seed_of
 
-_VERDICT = r"""
-root ::= "{\"reason\": \"" char{1,200} "\", \"score\": " [1-5] "}"
-char ::= [^"\\\x00-\x1f]
-"""
+_VERDICT = {
+    "type": "object",
+    "properties": {
+        "reason": {"type": "string", "maxLength": 200},
+        "score": {"type": "integer", "enum": [1, 2, 3, 4, 5]},
+    },
+    "required": ["reason", "score"],
+    "additionalProperties": False,
+}
+_ANSWER = {"rubric": 4, "json": 120}  # tokens that an answer may have; few tokenizers split "Yes"
 
 
 class JudgeFailure(Exception):
@@ -26,24 +33,30 @@ class Judge:
     engine: Engine
     options: Options
 
-    async def ask(self, conversation: Conversation, question: str) -> float:
+    async def ask(self, conversation: Conversation, question: str) -> tuple[float, Cut]:
         """How far the answer to a yes/no question about the conversation is yes, in [0, 1].
 
         `rubric`: P(Yes) against P(No), one forward pass. `json`: a written verdict, its score
-        of 1 to 5 mapped to [0, 1]; JudgeFailure if there is none.
+        of 1 to 5 mapped to [0, 1]; JudgeFailure if there is none. With it comes what had to be cut
+        from the conversation to fit the context (`fit`): what is asked about may have been there.
         """
-        shown = prompts.transcript(conversation, "User", "Assistant")
-        asked = prompts.chat(f"judge_{self.options.style}", conversation=shown, question=question)
-        prompt = self.engine.chat(asked)
-        if self.options.style == "rubric":
-            return (await choose(self.engine, prompt, ("Yes", "No")))[0]
-        sampling = Sampling(max_tokens=120, seed=seed_of("judge"), grammar=_VERDICT)
+        style = self.options.style
+
+        def show(shown: Conversation) -> Prompt:
+            talk = prompts.transcript(shown, "User", "Assistant")
+            return self.engine.chat(prompts.chat(f"judge_{style}", conversation=talk, question=question))
+
+        prompt, cut = fit(self.engine, "judge", conversation, show, _ANSWER[style])
+        if style == "rubric":
+            return (await choose(self.engine, prompt, ("Yes", "No")))[0], cut
+        sampling = Sampling(max_tokens=_ANSWER[style], seed=seed_of("judge"), json_schema=_VERDICT)
         answer = await self.engine.generate(prompt, sampling)
-        return _score(answer.text)
+        return _score(answer.text), cut
 
 
 def _score(text: str) -> float:
     try:
-        return (int(json.loads(text)["score"]) - 1) / 4
+        # Not strict: not every server's JSON schema keeps line breaks out of a string.
+        return (int(json.loads(text, strict=False)["score"]) - 1) / 4
     except (ValueError, KeyError, TypeError):
         raise JudgeFailure(f"no verdict in {prompts.one_line(text)[:80]!r}") from None

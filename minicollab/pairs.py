@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from minicollab.cast import Cast
 from minicollab.recipe import Recipe
 from minicollab.rollout import mr, propose
-from minicollab.schema import Conversation, PreferencePair, ScoredCandidate, Task
+from minicollab.schema import Conversation, Cut, PreferencePair, ScoredCandidate, Task
 from minicollab.seeds import seed_of
 from minicollab.simulator import SimulatorFailure
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of one conversation: what was said, every scored candidate, the pair if there is one."""
+    """One turn of one conversation: what was said, every scored candidate, the pair if there is one.
+    `cut` is what the simulator was not shown when it wrote the last of `talk` outside a rollout."""
 
     task: Task
     talk: Conversation
     scored: tuple[ScoredCandidate, ...]
     pair: PreferencePair | None
+    cut: Cut = field(default_factory=Cut)
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON row a candidate, for rollouts.jsonl."""
@@ -32,13 +34,13 @@ class Turn:
 
 async def converse(recipe: Recipe, cast: Cast, task: Task) -> list[Turn]:
     """Talk a task through; at every turn the best candidate is what the assistant said."""
-    talk = Conversation() + cast.simulator.open(task)
+    talk, cut = Conversation() + cast.simulator.open(task), Cut()
     turns: list[Turn] = []
     while talk.exchanges < recipe.simulate.exchanges:
         candidates = await propose(recipe, cast, task, talk)
         scored = await asyncio.gather(*(mr(recipe, cast, task, talk, c) for c in candidates))
         pair = best_against_worst(task, talk, scored, recipe.pairs.min_gap)
-        turns.append(Turn(task, talk, tuple(scored), pair))
+        turns.append(Turn(task, talk, tuple(scored), pair, cut))
         usable = [s for s in scored if not math.isnan(s.mr)]
         if not usable:
             break
@@ -47,7 +49,7 @@ async def converse(recipe: Recipe, cast: Cast, task: Task) -> list[Turn]:
         going_on = await answered(cast, task, talk, best, seed)
         if going_on is None:
             break
-        talk = going_on
+        talk, cut = going_on
     return turns
 
 
@@ -68,19 +70,19 @@ def best_against_worst(
 
 async def answered(
     cast: Cast, task: Task, talk: Conversation, best: ScoredCandidate, seed: int
-) -> Conversation | None:
+) -> tuple[Conversation, Cut] | None:
     """`talk`, the best candidate, and what the user said to it in its first future; without a
-    future (w = 0) the user is asked now. None if the user was done."""
+    future (w = 0) the user is asked now, and `Cut` is what was not shown. None if the user was done."""
     first = best.rollouts[0]
     if first.stop_reason == "user_done" and len(first.conversation) == first.start + 1:
         return None
     if len(first.conversation) > first.start + 1:
-        return talk + best.candidate.message + first.conversation.messages[first.start + 1]
+        return talk + best.candidate.message + first.conversation.messages[first.start + 1], Cut()
     try:
-        said = await cast.simulator.next(task, talk + best.candidate.message, seed)
+        said, cut = await cast.simulator.next(task, talk + best.candidate.message, seed)
     except SimulatorFailure:
         return None
-    return talk + best.candidate.message + said if said else None
+    return (talk + best.candidate.message + said, cut) if said else None
 
 
 async def build_pairs(recipe: Recipe, cast: Cast, tasks: Sequence[Task]) -> AsyncIterator[list[Turn]]:
@@ -110,6 +112,7 @@ def _row(turn: Turn, scored: ScoredCandidate) -> dict[str, Any]:
             "metrics": dict(score.metrics),
             "judgements": {name: list(values) for name, values in score.judgements.items()},
             "reward": score.reward,
+            "cut": rollout.cut | score.cut,
         }
         for rollout, score in zip(scored.rollouts, scored.scores, strict=True)
     ]
@@ -124,5 +127,6 @@ def _row(turn: Turn, scored: ScoredCandidate) -> dict[str, Any]:
         "asks": "?" in candidate.text,
         "mr": None if math.isnan(scored.mr) else scored.mr,
         "futures": futures,
+        "cut": turn.cut | candidate.cut,
         "failures": list(scored.failures),
     }

@@ -49,6 +49,8 @@ def write_report(folder: Path, out: Path) -> Path:
         evaluation=evaluation,
         conversations=conversations(played),
         failed=[row["failure"] for row in played if row["failure"]],
+        cut_played=sum(bool(row.get("cut")) for row in played),
+        cut_futures=sum(bool(future.get("cut")) for row in rollouts for future in row["futures"]),
         costs=costs(journal["stages"]),
         candidates=candidate_figures(rollouts, pairs),
         chart=_histogram(rollouts),

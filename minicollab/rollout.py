@@ -9,7 +9,16 @@ from minicollab.judge import JudgeFailure
 from minicollab.metrics import METRICS
 from minicollab.recipe import Recipe
 from minicollab.reward import multiturn_aware_reward, reward
-from minicollab.schema import Candidate, Conversation, Message, Rollout, Score, ScoredCandidate, Task
+from minicollab.schema import (
+    Candidate,
+    Conversation,
+    Message,
+    Rollout,
+    Score,
+    ScoredCandidate,
+    Task,
+    most_cut,
+)
 from minicollab.seeds import seed_of
 from minicollab.simulator import SimulatorFailure
 
@@ -25,32 +34,40 @@ async def propose(recipe: Recipe, cast: Cast, task: Task, talk: Conversation) ->
     async def one(index: int) -> Candidate:
         seed = seed_of(recipe.seed, task.id, talk.exchanges, index, "candidate")
         if index < plain:
-            answer = await cast.policy.reply(talk, seed)
+            answer, cut = await cast.policy.reply(talk, seed)
         else:
-            answer = await cast.policy.proactive_reply(talk, seed, options.style)
+            answer, cut = await cast.policy.proactive_reply(talk, seed, options.style)
         style = "plain" if index < plain else "proactive"
-        return Candidate(index, style, answer.text.strip(), answer.stop_reason)  # type: ignore[arg-type]
+        return Candidate(index, style, answer.text.strip(), answer.stop_reason, cut)  # type: ignore[arg-type]
 
     candidates = await asyncio.gather(*(one(i) for i in range(options.candidates)))
     return list({c.text: c for c in reversed(candidates) if c.text}.values())[::-1]
 
 
 async def roll(
-    recipe: Recipe, cast: Cast, task: Task, talk: Conversation, reply: Message, window: int, *where: str | int
+    recipe: Recipe,
+    cast: Cast,
+    task: Task,
+    talk: Conversation,
+    candidate: Candidate,
+    window: int,
+    *where: str | int,
 ) -> Rollout:
-    """`reply` and up to `window` simulated exchanges (user, then policy) after it.
+    """The candidate and up to `window` simulated exchanges (user, then policy) after it.
 
     `where` are the coordinates of this future; the last one is its sample number.
     """
-    conversation, start = talk + reply, len(talk)
+    conversation, start, cut = talk + candidate.message, len(talk), candidate.cut
     for step in range(window):
         seeds = [seed_of(recipe.seed, task.id, *where, step, role) for role in ("user", "assistant")]
-        said = await cast.simulator.next(task, conversation, seeds[0])
+        said, unseen = await cast.simulator.next(task, conversation, seeds[0])
+        cut = cut | unseen
         if said is None:
-            return Rollout(conversation, start, int(where[-1]), "user_done")
-        answer = await cast.policy.reply(conversation + said, seeds[1])
+            return Rollout(conversation, start, int(where[-1]), "user_done", cut)
+        answer, unseen = await cast.policy.reply(conversation + said, seeds[1])
+        cut = cut | unseen
         conversation = conversation + said + Message("assistant", answer.text.strip())
-    return Rollout(conversation, start, int(where[-1]), "window")
+    return Rollout(conversation, start, int(where[-1]), "window", cut)
 
 
 async def score(recipe: Recipe, cast: Cast, task: Task, rollout: Rollout) -> Score:
@@ -58,7 +75,7 @@ async def score(recipe: Recipe, cast: Cast, task: Task, rollout: Rollout) -> Sco
     measured: list[Measured] = await asyncio.gather(*(m(rollout, task, cast) for m in METRICS.values()))
     metrics = {name: m.value for name, m in zip(METRICS, measured, strict=True)}
     judgements = {question: answers for m in measured for question, answers in m.judgements.items()}
-    return Score(metrics, judgements, reward(metrics, recipe.reward))
+    return Score(metrics, judgements, reward(metrics, recipe.reward), most_cut(m.cut for m in measured))
 
 
 async def mr(
@@ -74,7 +91,7 @@ async def mr(
     async def future(sample: int) -> tuple[Rollout, Score] | str:
         where = (talk.exchanges, candidate.index, sample)
         try:
-            rollout = await roll(recipe, cast, task, talk, candidate.message, options.window, *where)
+            rollout = await roll(recipe, cast, task, talk, candidate, options.window, *where)
             return rollout, await score(recipe, cast, task, rollout)
         except (SimulatorFailure, JudgeFailure) as failure:
             return str(failure)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
+Cut = Counter[str]
+"""The most messages that were left out of what each role ("policy", "simulator", "judge") was
+shown, because its context was too small (`fit`). Roles that saw everything are not in it;
+`a | b` is the larger of two."""
+
+
+def most_cut(cuts: Iterable[Cut]) -> Cut:
+    """The larger of them all, role by role."""
+    return reduce(or_, cuts, Cut())
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One possible assistant message at a turn, and how it was proposed."""
+    """One possible assistant message at a turn, and how it was proposed. `cut` is what the policy
+    was not shown."""
 
     index: int
     style: Literal["plain", "proactive"]
     text: str
     stop_reason: str
+    cut: Cut = field(default_factory=Cut)
 
     @property
     def message(self) -> Message:
@@ -77,12 +91,14 @@ class Rollout:
 
     `start` is the index of the candidate in `conversation`.
     `stop_reason` is "window" (w exchanges were played) or "user_done".
+    `cut` is what policy and simulator were not shown, from the candidate on.
     """
 
     conversation: Conversation
     start: int
     sample: int
     stop_reason: str
+    cut: Cut = field(default_factory=Cut)
 
     @property
     def new_replies(self) -> list[int]:
@@ -93,11 +109,13 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Score:
-    """One scored rollout: every metric by name, what the judge said, the weighted sum."""
+    """One scored rollout: every metric by name, what the judge said, the weighted sum. `cut` is
+    what the judge was not shown."""
 
     metrics: Mapping[str, float]
     judgements: Mapping[str, tuple[float, ...]]
     reward: float
+    cut: Cut = field(default_factory=Cut)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from minicollab import prompts
 from minicollab.engine.base import Engine, Prompt, Sampling
+from minicollab.fit import fit
 from minicollab.recipe import Simulator as Options
-from minicollab.schema import Conversation, Message, Task
+from minicollab.schema import Conversation, Cut, Message, Task
 from minicollab.seeds import seed_of
 
 DONE = "[done]"
@@ -27,21 +28,23 @@ class Simulator:
         """The vague request that the task begins with."""
         return Message("user", task.opening)
 
-    async def next(self, task: Task, talk: Conversation, seed: int) -> Message | None:
-        """What the user says after the assistant's last message; None when they are done.
+    async def next(self, task: Task, talk: Conversation, seed: int) -> tuple[Message | None, Cut]:
+        """What the user says after the assistant's last message; None when they are done. And what
+        had to be cut from the conversation to fit the context (`fit`).
 
         An empty answer is drawn again with another seed, and so is the end while the user has
         told nothing but the opening. The last try counts; SimulatorFailure if it is empty.
         """
-        prompt = self._prompt(task, talk)
+        answer = self.options.generation.max_tokens
+        prompt, cut = fit(self.engine, "simulator", talk, lambda shown: self._prompt(task, shown), answer)
         told = sum(message.role == "user" for message in talk) > 1
         for attempt in range(_TRIES):
             text = await self._say(prompt, seed_of(seed, attempt))
             ends = DONE in text.lower()
             if text and not ends:
-                return Message("user", text)
+                return Message("user", text), cut
             if ends and (told or attempt == _TRIES - 1):
-                return None
+                return None, cut
         raise SimulatorFailure("the simulated user said nothing")
 
     async def _say(self, prompt: Prompt, seed: int) -> str:

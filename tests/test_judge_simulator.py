@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 
 import pytest
@@ -24,7 +25,9 @@ def simulator(*lines: str, style: str = "transcript") -> Simulator:
 
 
 def next_message(who: Simulator, talk: Conversation = TALK, seed: int = 1) -> Message | None:
-    return asyncio.run(who.next(TASK, talk, seed))
+    said, cut = asyncio.run(who.next(TASK, talk, seed))
+    assert not cut
+    return said
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -98,7 +101,7 @@ def test_rubric_reads_probabilities() -> None:
         return [math.log(0.1 * p) for p in (0.75, 0.25)]
 
     engine = ScriptedEngine(score=logs)
-    assert asyncio.run(judge(engine, "rubric").ask(TALK, "Is QQ asked?")) == pytest.approx(0.75)
+    assert asyncio.run(judge(engine, "rubric").ask(TALK, "Is QQ asked?")) == (pytest.approx(0.75), {})
     (request,) = engine.requests
     assert request.continuations == ("Yes", "No")
     assert "Is QQ asked?" in request.prompt and "For whom?" in request.prompt
@@ -107,9 +110,17 @@ def test_rubric_reads_probabilities() -> None:
 @pytest.mark.parametrize(("score", "value"), [(1, 0.0), (2, 0.25), (3, 0.5), (5, 1.0)])
 def test_json_maps_1_to_5_to_the_unit_interval(score: int, value: float) -> None:
     engine = ScriptedEngine([f'{{"reason": "so", "score": {score}}}'])
-    assert asyncio.run(judge(engine, "json").ask(TALK, "?")) == value
+    assert asyncio.run(judge(engine, "json").ask(TALK, "?")) == (value, {})
     (request,) = engine.requests
-    assert request.sampling is not None and request.sampling.grammar
+    assert request.sampling and request.sampling.json_schema and not request.sampling.grammar
+    said = json.loads(f'{{"reason": "so", "score": {score}}}')
+    assert set(said) == set(request.sampling.json_schema["required"])
+    assert said["score"] in request.sampling.json_schema["properties"]["score"]["enum"]
+
+
+def test_a_line_break_in_a_reason_does_not_lose_the_score() -> None:
+    engine = ScriptedEngine(['{"reason": "first\nsecond", "score": 4}'])
+    assert asyncio.run(judge(engine, "json").ask(TALK, "?")) == (0.75, {})
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,17 @@ def test_conversations_are_spread_from_best_to_worst() -> None:
         assert shown["task-3"] != first["task-3"], "its first sample has no score in one arm"
 
 
+def test_cut_conversations_are_counted_where_there_are_any(folder: Path) -> None:
+    assert "without the oldest exchanges" not in _page(folder)
+    rows = _rollouts(random.Random(0))
+    rows[0]["futures"] = [{"cut": {"judge": 2}}, {"cut": {}}, {"cut": {"policy": 2, "judge": 4}}]
+    _write_jsonl(folder / "rollouts.jsonl", rows)
+    played = [p.row() for p in _played(random.Random(0))]
+    _write_jsonl(folder / "eval_conversations.jsonl", [played[0] | {"cut": {"policy": 4}}, *played[1:]])
+    notes = re.findall(r"without the oldest exchanges: (\d+)\.", _page(folder))
+    assert notes == ["1", "2"]
+
+
 def test_spread() -> None:
     rows = [{"n": n} for n in range(9)]
     assert [r["n"] for r in spread(rows, 5, lambda r: r["n"])] == [8, 6, 4, 2, 0]

@@ -7,21 +7,23 @@ from statistics import fmean
 
 from minicollab.cast import Cast, Measured
 from minicollab.recipe import Question
-from minicollab.schema import Conversation, Rollout, Task
+from minicollab.schema import Conversation, Cut, Rollout, Task, most_cut
 
 
 async def measure(rollout: Rollout, task: Task, cast: Cast) -> Measured:
     """In [0, 1]. A question of scope "reply" is asked once about each assistant reply from the
     candidate on, and the mean counts."""
     questions = cast.judge.options.questions
-    answers = await asyncio.gather(*(_ask(rollout, question, cast) for question in questions.values()))
+    asked = await asyncio.gather(*(_ask(rollout, question, cast) for question in questions.values()))
+    answers = [tuple(answer for answer, _ in each) for each in asked]
     weights = [question.weight for question in questions.values()]
     value = sum(w * fmean(a) for w, a in zip(weights, answers, strict=True)) / sum(weights)
-    return Measured(value, dict(zip(questions, answers, strict=True)))
+    cut = most_cut(cut for each in asked for _, cut in each)
+    return Measured(value, dict(zip(questions, answers, strict=True)), cut)
 
 
-async def _ask(rollout: Rollout, question: Question, cast: Cast) -> tuple[float, ...]:
+async def _ask(rollout: Rollout, question: Question, cast: Cast) -> list[tuple[float, Cut]]:
     messages = rollout.conversation.messages
     ends = rollout.new_replies if question.scope == "reply" else [len(messages) - 1]
     parts = [Conversation(messages[: end + 1]) for end in ends]
-    return tuple(await asyncio.gather(*(cast.judge.ask(part, question.ask) for part in parts)))
+    return await asyncio.gather(*(cast.judge.ask(part, question.ask) for part in parts))
