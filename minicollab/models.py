@@ -13,6 +13,7 @@ from typing import Any
 from minicollab import fetch
 from minicollab.errors import ModelError, RunError
 from minicollab.progress import Progress, silent
+from minicollab.recipe import is_remote
 
 SMOLLM2 = "smollm2-135m-instruct"
 QWEN = "qwen2.5-coder-1.5b-instruct"
@@ -45,9 +46,14 @@ def resolve(name: str, base: Path, progress: Progress = silent) -> Path:
     """The checked GGUF that `name` stands for; a built-in or `hf:` one is fetched if need be.
 
     `name`: a built-in name, `hf:owner/repo/file.gguf`, or a path, relative to `base` (the
-    recipe's folder). Raises ModelError if there is no such model, it cannot be fetched, or
-    `check` refuses it.
+    recipe's folder). Raises ModelError if there is no such model, it is on a server, it cannot
+    be fetched, or `check` refuses it.
     """
+    if is_remote(name):
+        raise ModelError(
+            f"{name} is a model on a server, and this needs its weights",
+            "Name a GGUF as models.policy; for train alone, models.train_base will do.",
+        )
     if name == SMOLLM2:
         path = _packaged()
     elif name == QWEN:

@@ -7,6 +7,7 @@ Paths in a recipe are relative to the recipe's own folder and absolute once load
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minicollab.errors import RecipeError
+
+_SERVER = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:(?P<port>\d{1,5}))?(/[\w./~%-]*)?#\S+")
 
 
 class Section(BaseModel):
@@ -152,8 +155,9 @@ class Engine(Section):
 
 
 class Remote(Section):
-    """How models on servers are asked. `timeout` in seconds; `key_env` names the environment
-    variable that holds the API key, if the server wants one."""
+    """How models on servers are asked. `timeout` in seconds, for one answer; `retries` after a
+    failure that may pass, each after a longer pause; `key_env` names the environment variable
+    that holds the API key, if the server wants one; `context`: tokens that one request may have."""
 
     concurrency: int = Field(8, ge=1)
     timeout: float = Field(120, gt=0)
@@ -208,16 +212,37 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise _explain(path, error) from None
+    _check_servers(path, recipe.models)
     tasks = recipe.tasks.model_copy(update={"path": _absolute(recipe.tasks.path, path.parent)})
     models = {
-        role: _absolute(name, path.parent) if name and _is_path(name) else name
+        role: _absolute(name, path.parent) if name and (role == "adapter" or _is_path(name)) else name
         for role, name in recipe.models.model_dump().items()
     }
     return recipe.model_copy(update={"tasks": tasks, "models": Models(**models)})
 
 
+def is_remote(model: str) -> bool:
+    """Whether a model's name in a recipe is one on a server."""
+    return model.startswith(("http://", "https://"))
+
+
+def _check_servers(path: Path, models: Models) -> None:
+    for role, name in (("policy", models.policy), ("judge", models.judge)):
+        server = _SERVER.fullmatch(name) if name and is_remote(name) else None
+        if name and is_remote(name) and not (server and int(server["port"] or 0) < 1 << 16):
+            raise RecipeError(
+                f"{path.name}: models.{role}: {name} is not a model on a server",
+                "Write it as http://host:port/v1#model-name.",
+            )
+    if models.adapter and is_remote(models.policy):
+        raise RecipeError(
+            f"{path.name}: models.adapter cannot be put on a policy that is on a server",
+            "Load it there and remove the key, or name a GGUF as models.policy.",
+        )
+
+
 def _is_path(model: str) -> bool:
-    return model.endswith(".gguf") and not model.startswith("hf:")
+    return model.endswith(".gguf") and not model.startswith("hf:") and not is_remote(model)
 
 
 def _absolute(name: str, folder: Path) -> str:

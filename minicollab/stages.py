@@ -9,18 +9,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from minicollab import prompts
-from minicollab.cache import CachedEngine, file_fingerprint
-from minicollab.cast import Cast, Policy
+from minicollab import prompts, roles
+from minicollab.cache import file_fingerprint
+from minicollab.cast import Policy
 from minicollab.errors import StageError
 from minicollab.evaluate import compare, play_all, verdict
 from minicollab.files import aside
-from minicollab.judge import Judge
-from minicollab.models import resolve, user_cache
+from minicollab.models import user_cache
 from minicollab.pairs import Turn, build_pairs
 from minicollab.progress import Progress, silent
 from minicollab.run import Result, Run, finish, keep, measured, unchanged
-from minicollab.simulator import Simulator
 from minicollab.tasks import load_tasks, split
 
 _CHECK_PROMPTS = 8  # conversations on which the export is compared with torch
@@ -50,7 +48,7 @@ def is_unchanged(run: Run, stage: str, progress: Progress = silent) -> bool:
 def simulate(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
     """tasks → rollouts.jsonl and pairs.jsonl (TRL's conversational preference format)."""
     tasks, _ = split(load_tasks(Path(run.recipe.tasks.path)), run.recipe.tasks.train, run.recipe.tasks.eval)
-    cast = _cast(run, usages, progress)
+    cast = roles.cast(run, usages, progress)
 
     async def work() -> list[Turn]:
         turns: list[Turn] = []
@@ -71,6 +69,7 @@ def simulate(run: Run, usages: list[Any], progress: Progress = silent) -> Result
         "turns": len(turns),
         "candidates": len(rows),
         "futures": len(futures),
+        "cut_futures": sum(bool(future["cut"]) for future in futures),
         "failed_futures": sum(len(row["failures"]) for row in rows),
         "pairs": len(pairs),
         "mean_mr": fmean(row["mr"] for row in rows if row["mr"] is not None) if futures else None,
@@ -105,7 +104,7 @@ def _train_base(run: Run, progress: Progress) -> str:
 
     if run.recipe.models.train_base:
         return run.recipe.models.train_base
-    gguf = _gguf(run, "policy", progress)
+    gguf = roles.gguf(run, "policy", progress)
     folder = user_cache() / "dequantized" / f"{gguf.stem}-{file_fingerprint(gguf, run.store)[:12]}"
     return str(dequantize_to_hf(gguf, folder, progress))
 
@@ -123,7 +122,7 @@ def export(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
     base = Path(_train_base(run, progress))
     made = export_run(
         adapter,
-        _gguf(run, "policy", progress),
+        roles.gguf(run, "policy", progress),
         base,
         run / "export",
         run.recipe.export.quantization,
@@ -146,11 +145,13 @@ def evaluate(run: Run, usages: list[Any], progress: Progress = silent) -> Result
     recipe = run.recipe
     _, tasks = split(load_tasks(Path(recipe.tasks.path)), recipe.tasks.train, recipe.tasks.eval)
     trained = _trained(run)
-    cast = _cast(run, usages, progress)
+    cast = roles.cast(run, usages, progress)
     policies = {
         "base": cast.policy,
         "proactive": Policy(cast.policy.engine, recipe.policy, proactive_system=True),
-        "trained": Policy(_engine(run, trained, usages), recipe.policy),
+        "trained": Policy(
+            roles.local_engine(run, trained, file_fingerprint(trained, run.store), usages), recipe.policy
+        ),
     }
     played = asyncio.run(play_all(recipe, cast, policies, tasks, progress))
     _write_jsonl(run / "eval_conversations.jsonl", [p.row() for p in played])
@@ -179,31 +180,9 @@ def report(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
 # What the stages stand on
 
 
-def _gguf(run: Run, role: str, progress: Progress) -> Path:
-    models = run.recipe.models
-    return resolve(models.judge if role == "judge" and models.judge else models.policy, run.folder, progress)
-
-
 def _trained(run: Run) -> Path:
     run.need(str(model_file(run).relative_to(run.folder)), "export")
     return model_file(run)
-
-
-def _engine(run: Run, gguf: Path, usages: list[Any]) -> CachedEngine:
-    from minicollab.engine.llama import LlamaEngine
-
-    engine = LlamaEngine(gguf, file_fingerprint(gguf, run.store), run.recipe.engine)
-    usages.append(engine.usage)
-    return CachedEngine(engine, run.store)
-
-
-def _cast(run: Run, usages: list[Any], progress: Progress) -> Cast:
-    """Policy, simulator and judge. One GGUF in all roles is loaded once, on one context."""
-    policy, judge = _gguf(run, "policy", progress), _gguf(run, "judge", progress)
-    ours = _engine(run, policy, usages)
-    theirs = ours if judge == policy else _engine(run, judge, usages)
-    recipe = run.recipe
-    return Cast(Policy(ours, recipe.policy), Simulator(theirs, recipe.simulator), Judge(theirs, recipe.judge))
 
 
 def _write_jsonl(path: Path, rows: list[Result]) -> None:
@@ -224,7 +203,10 @@ def _talk_inputs(run: Run, progress: Progress) -> Result:
     parts = ("seed", "policy", "simulate", "simulator", "judge", "reward", "tasks", "propose")
     chosen = run.recipe.model_dump(include=set(parts))
     chosen["tasks"]["path"] = file_fingerprint(_tasks_file(run), run.store)
-    models = {role: file_fingerprint(_gguf(run, role, progress), run.store) for role in ("policy", "judge")}
+    # What did not fit was cut, and arithmetic has two kinds.
+    chosen["engine"] = run.recipe.engine.model_dump(include={"context", "deterministic"})
+    chosen["remote"] = run.recipe.remote.model_dump(include={"context"})
+    models = {role: roles.fingerprint(run, role, progress) for role in ("policy", "judge")}
     return {"recipe": chosen, "models": models, "prompts": prompts.everything()}
 
 
@@ -245,19 +227,20 @@ def _files(run: Run, *names: str) -> dict[str, str]:
 def _train_inputs(run: Run, progress: Progress) -> Result:
     run.need("pairs.jsonl", "simulate")
     models = run.recipe.models
-    base = models.train_base or file_fingerprint(_gguf(run, "policy", progress), run.store)
+    base = models.train_base or file_fingerprint(roles.gguf(run, "policy", progress), run.store)
     options = run.recipe.train.model_dump()
     return {"base": base, "options": options, "seed": run.recipe.seed} | _files(run, "pairs.jsonl")
 
 
 def _export_inputs(run: Run, progress: Progress) -> Result:
+    base = file_fingerprint(roles.gguf(run, "policy", progress), run.store)
     run.need("adapter/adapter_model.safetensors", "train")
-    base = file_fingerprint(_gguf(run, "policy", progress), run.store)
     adapter = _files(run, "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
     return {"base": base, "quantization": run.recipe.export.quantization, "adapter": adapter}
 
 
 def _eval_inputs(run: Run, progress: Progress) -> Result:
+    roles.gguf(run, "policy", progress)  # without it there is nothing to compare with
     trained = file_fingerprint(_trained(run), run.store)
     return _talk_inputs(run, progress) | {"eval": run.recipe.eval.model_dump(), "trained": trained}
 

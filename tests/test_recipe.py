@@ -54,6 +54,44 @@ def test_paths_are_relative_to_the_recipe_and_names_stay(small: Path) -> None:
     assert (recipe.models.judge, recipe.models.train_base) == ("hf:owner/repo/file.gguf", "owner/base")
 
 
+@pytest.mark.parametrize(
+    "server",
+    [
+        "http://127.0.0.1:8080/v1#q.gguf",
+        "https://api.example.com/v1#a/b:1.5b",
+        "http://[::1]:1/v1/#x",
+        "http://h#m",
+    ],
+)
+def test_a_model_on_a_server_stays_as_it_is(small: Path, server: str) -> None:
+    models = load_recipe(small, [f"models.policy={server}", f"models.judge={server}"]).models
+    assert (models.policy, models.judge) == (server, server)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "http://h:8080/v1",
+        "http://h:8080/v1#",
+        "http://h:99999/v1#m",
+        "http:///v1#m",
+        "http://h:x/v1#m",
+        "http://h/v1?a=b#m",
+    ],
+)
+@pytest.mark.parametrize("role", ["policy", "judge"])
+def test_an_address_that_names_no_model_is_refused(small: Path, role: str, wrong: str) -> None:
+    with pytest.raises(RecipeError, match=f"models.{role}: http.*Write it as http://host:port/v1#model-name"):
+        load_recipe(small, [f"models.{role}={wrong}"])
+
+
+def test_an_adapter_is_a_file_for_a_policy_that_is_one(small: Path) -> None:
+    models = load_recipe(small, ["models.adapter=../lora", "models.judge=http://h/v1#m"]).models
+    assert models.adapter == str(small.parent.parent / "lora")
+    with pytest.raises(RecipeError, match=r"models\.adapter cannot be put on a policy that is on a server"):
+        load_recipe(small, ["models.adapter=lora.gguf", "models.policy=http://h/v1#m"])
+
+
 def test_defaults_are_the_papers(small: Path) -> None:
     train = load_recipe(small).train
     assert (train.lora_r, train.lora_alpha, train.lora_dropout, train.beta) == (32, 16, 0.1, 0.1)
