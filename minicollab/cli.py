@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minicollab import __version__
-from minicollab.errors import MinicollabError
+from minicollab.errors import MinicollabError, RecipeError
 from minicollab.run import STAGES, Run
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from minicollab.display import Display
 
 _HELP = {
@@ -97,10 +99,14 @@ def run_command(
     recipe: Path, out: Path | None, overrides: tuple[str, ...], until: str, as_json: bool
 ) -> None:
     """All stages of RECIPE in order. What is done already is not done again."""
+    from minicollab.roles import gguf
     from minicollab.stages import is_unchanged
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and take the stage along
     run = Run.open(recipe, out, overrides)
+    if until != "simulate":  # a policy without weights would stop the run after hours
+        with _display("run") as display:
+            gguf(run, "policy", display)
     results = {}
     for stage in STAGES[: STAGES.index(until) + 1]:
         with _display(stage) as display:  # the first look may fetch a model
@@ -138,6 +144,29 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@main.command("bench")
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), default=60, show_default=True, help="Roughly."
+)
+@_set
+@_json
+def bench_command(recipe: Path | None, seconds: float, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Measure this machine: tokens per second, and how long RECIPE will take on it.
+
+    RECIPE is a recipe or a run folder. Without one, the built-in policy is measured.
+    """
+    from minicollab.bench import bench
+    from minicollab.recipe import load_recipe
+
+    if overrides and not recipe:
+        raise RecipeError("--set changes a recipe, and none was named", "Type: minicollab bench RECIPE.")
+    chosen = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, overrides) if recipe else None
+    with _display("bench") as display:
+        result = bench(chosen, seconds, display)
+    click.echo(json.dumps(result, indent=1) if as_json else _benched(result))
+
+
 def _do(run: Run, stage: str) -> dict[str, Any]:
     from minicollab.stages import run_stage
 
@@ -165,7 +194,7 @@ def _simulated(run: Run, result: dict[str, Any]) -> str:
     )
     return (
         f"{result['pairs']} pairs from {result['candidates']} candidates; asking: {everyone} of all, "
-        f"{chosen} of the chosen, {rejected} of the rejected\n  {run / 'pairs.jsonl'}"
+        f"{chosen} of the chosen, {rejected} of the rejected{_cut(result)}\n  {run / 'pairs.jsonl'}"
     )
 
 
@@ -181,7 +210,12 @@ def _exported(run: Run, result: dict[str, Any]) -> str:
 
 
 def _evaluated(run: Run, result: dict[str, Any]) -> str:
-    return f"\n{_table(result)}\n{result['verdict']}\n  {run / 'eval.json'}"
+    return f"\n{_table(result)}\n{result['verdict']}{_cut(result)}\n  {run / 'eval.json'}"
+
+
+def _cut(result: dict[str, Any]) -> str:
+    cut = result.get("cut_futures")
+    return f"; {cut} conversations cut to fit the context" if cut else ""
 
 
 def _reported(run: Run, result: dict[str, Any]) -> str:
@@ -202,7 +236,6 @@ def _percent(share: float | None) -> str:
 
 
 def _table(result: dict[str, Any]) -> str:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "MR", "goal coverage", "tokens read (k)", "interactivity")
@@ -210,6 +243,38 @@ def _table(result: dict[str, Any]) -> str:
         table.add_row(arm, *(f"{value:.3f}" for value in row.values()))
     for name, row in result["differences"].items():
         table.add_row(name, *(f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in row.values()))
+    return _drawn(table)
+
+
+def _benched(result: dict[str, Any]) -> str:
+    from rich.table import Table
+
+    from minicollab.bench import LEVELS
+
+    table = Table("tokens per second", "prompt", *(f"{n} sequence{'s' * (n > 1)}" for n in LEVELS))
+    for model in result["models"]:
+        speeds = (model["prompt"], *model["generated"].values())
+        table.add_row(", ".join(model["roles"]), *(f"{speed:,.0f}" for speed in speeds))
+    drawn = [_drawn(table)] if result["models"] else []  # a server's speeds are not measured
+    return "\n".join(drawn + ([_estimated(result["recipe"])] if "recipe" in result else []))
+
+
+def _estimated(played: dict[str, Any]) -> str:
+    from minicollab.display import duration
+
+    answers, seconds = sum(played["answers"].values()), played["played_seconds"]
+    if not answers:
+        return f"{played['name']}: no answer within {seconds:.0f} s; give it more with --seconds"
+    simulate, evaluate = (duration(played[stage]) for stage in ("simulate", "eval"))
+    return (
+        f"{played['name']}: simulate about {simulate}, eval about {evaluate}, from {answers} answers in "
+        f"{seconds:.0f} s of play. Train and export take their own time on top."
+    )
+
+
+def _drawn(table: Table) -> str:
+    from rich.console import Console
+
     console = Console(width=max(110, int(os.environ.get("COLUMNS", 0))), no_color=True)
     with console.capture() as capture:
         console.print(table, markup=False)

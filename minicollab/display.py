@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 
@@ -16,13 +17,16 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+_LOGGER = logging.getLogger("minicollab")
 _LINE_EVERY = 15.0  # seconds between two plain lines about the same work
 
 
-class Display:
-    """Use as a context manager; the object itself is the `Progress` callable."""
+class Display(logging.Handler):
+    """Use as a context manager; the object itself is the `Progress` callable. What minicollab's
+    modules log meanwhile (level INFO and above) is shown as lines."""
 
     def __init__(self, stage: str, console: Console):
+        super().__init__(logging.INFO)
         self._stage, self._console = stage, console
         self._bars = Bars(
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -33,6 +37,8 @@ class Display:
         self._said: dict[str, float] = {}
 
     def __enter__(self) -> Display:
+        _LOGGER.setLevel(logging.INFO)
+        _LOGGER.addHandler(self)
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -40,8 +46,12 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _LOGGER.removeHandler(self)
         if self._console.is_terminal:
             self._bars.stop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._line(f"{self._stage}: {record.getMessage()}")
 
     def __call__(self, what: str, done: float, total: float) -> None:
         if self._console.is_terminal:
@@ -58,17 +68,17 @@ class Display:
             return
         self._said[what] = now
         spent = now - begun
-        left = (
-            f", about {_duration(spent * (total - done) / done)} left" if 0 < done < total and spent else ""
-        )
-        self._console.print(
-            f"{self._stage}: {what} {_amount(done)}/{_amount(total)}{left}", highlight=False, markup=False
-        )
+        left = f", about {duration(spent * (total - done) / done)} left" if 0 < done < total and spent else ""
+        self._line(f"{self._stage}: {what} {_amount(done)}/{_amount(total)}{left}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _amount(number: float) -> str:
     return f"{number / 1e6:.0f}M" if number >= 1e6 else f"{number:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In words, to the second or minute."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import resource
@@ -80,7 +81,7 @@ def refused(*args: object) -> str:
 def test_help_lists_every_command() -> None:
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
-    for command in ("run", *STAGES):
+    for command in ("run", "bench", *STAGES):
         assert f"\n  {command} " in result.stdout
         help_page = CliRunner().invoke(main, [command, "--help"])
         assert help_page.exit_code == 0 and "--set" in help_page.stdout
@@ -130,6 +131,11 @@ def test_the_judge_is_checked_like_the_policy(small: Path) -> None:
     assert "judge.gguf" in refused("simulate", small, "--set", "models.judge=judge.gguf")
 
 
+def test_a_policy_on_a_server_cannot_be_trained_and_says_so_first(small: Path) -> None:
+    line = refused("run", small, "--set", "models.policy=http://127.0.0.1:1/v1#big")
+    assert "http://127.0.0.1:1/v1#big is a model on a server" in line
+
+
 @pytest.mark.parametrize(
     "broken", ['{"opening": "x", ', '{"opening": "x"}', '{"opening": "x", "detials": ["y"]}', "\xe9"]
 )
@@ -165,6 +171,29 @@ def test_a_stage_asked_before_its_input_exists(small: Path, stage: str, missing:
     assert missing in line and f"minicollab {needed} " in line
     # The same of a run folder, as the message says to type it.
     assert refused(stage, small.parent / "out") == line
+
+
+def test_a_bench_of_what_is_not_there(small: Path) -> None:
+    assert "none.yaml" in refused("bench", "none.yaml")
+    assert "--set" in refused("bench", "--set", "seed=1")
+    assert "recipe.yaml: seed" in refused("bench", small, "--set", "seed=x")
+    assert "none.gguf" in refused("bench", small, "--set", "models.policy=none.gguf")
+    assert not (small.parent / "runs").exists()
+
+
+def test_what_modules_log_is_shown_on_stderr_while_they_work(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> dict[str, list[object]]:
+        logging.getLogger("minicollab.engine.llama").info("a model: %s", "on [2] cores, " * 20)
+        logging.getLogger("minicollab").debug("not this")
+        return {"models": []}
+
+    monkeypatch.setattr("minicollab.bench.bench", work)
+    result = CliRunner().invoke(main, ["bench", str(small), "--json"])
+    assert json.loads(result.stdout) == {"models": []}
+    assert result.stderr == f"bench: a model: {'on [2] cores, ' * 20}\n"  # in one line
+    assert not logging.getLogger("minicollab").handlers
 
 
 def test_folders_that_are_no_run_and_files_that_are_no_recipe(small: Path) -> None:
