@@ -1,6 +1,6 @@
 # make quickstart         install, and run the quickstart recipe on the CPU
 # make quickstart GPU=1   the same with CUDA (GPU=0 goes back to the CPU set)
-# make setup | test | test-slow | lint | clean
+# make setup | test | test-slow | lint | bench-engine | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -26,7 +26,7 @@ BUILDS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/minicollab/builds-$(SET)
 LLAMA_FLAGS := CFLAGS='-include "$(CURDIR)/requirements/gcc_amx.h"' \
 	CXXFLAGS='-include "$(CURDIR)/requirements/gcc_amx.h"' $(if $(CUDA),CMAKE_ARGS=-DGGML_CUDA=on)
 
-.PHONY: quickstart setup test test-slow lint clean
+.PHONY: quickstart setup test test-slow lint bench-engine clean
 
 quickstart: setup
 	$(BIN)/minicollab run recipes/quickstart/smollm2.yaml
@@ -44,8 +44,12 @@ lint: setup .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The engine against its competitors; BENCH="--only flat --repeat 9" measures less or more.
+bench-engine: setup .venv-bench/.setup
+	$(BIN)/python -m benchmarks.engine $(BENCH)
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
+	rm -rf .venv .venv-bench build *.egg-info .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
 	find minicollab tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): $(PINS)
@@ -82,4 +86,13 @@ endif
 .venv/.dev: $(STAMP) requirements/dev.txt
 	@echo "[setup] tools for tests and lint (10 s)"
 	@$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+# The competitors, apart from what minicollab needs; they see its packages (torch) through the .pth.
+.venv-bench/.setup: $(STAMP) requirements/bench.txt
+	@echo "[setup] the benchmark's competitors in .venv-bench (350 MB: 30 s)"
+	@$(BIN)/python -m venv .venv-bench
+	@.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r requirements/bench.txt
+	@for packages in .venv-bench/lib/python*/site-packages; do \
+		echo "../../../../$${packages/-bench/}" > "$$packages/project.pth"; done
 	@touch $@

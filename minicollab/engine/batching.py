@@ -71,12 +71,12 @@ class _Sequence:
 class Batcher:
     """Jobs go in with `submit`; each `step` moves all that are running on by one batch."""
 
-    def __init__(self, weights: Weights, context: Context, sequences: int, deterministic: bool, usage: Usage):
+    def __init__(self, weights: Weights, context: Context, usage: Usage, deterministic: bool):
         self._weights, self._context, self._usage = weights, context, usage
         self._deterministic = deterministic
         self._candidates = Candidates(weights.n_vocab)
         self._prefixes = Prefixes()
-        self._sequences = [_Sequence(i) for i in range(sequences)]
+        self._sequences = [_Sequence(i) for i in range(context.sequences)]
         self._idle = list(self._sequences)
         self._running: list[_Sequence] = []
         self._queue: list[Job] = []
@@ -93,6 +93,7 @@ class Batcher:
     def step(self) -> None:
         """Admit what fits, compute one batch, hand back what finished."""
         self._drop_cancelled()
+        self._forget_old()
         self._admit()
         while self._running:
             outputs = self._fill()
@@ -152,7 +153,10 @@ class Batcher:
             return False
         pinned = self._prefixes.longest(job.tokens).pinned
         answers = sum(s.job.longest - len(s.job.tokens) for s in self._running if s.job)
-        if self._running and self._prefixes.pinned + answers + job.longest - pinned > self._context.cells:
+        if (
+            self._running
+            and self._prefixes.pinned + answers + job.longest - pinned > self._context.plan.context
+        ):
             return False
         shared, donor = self._donor(job)
         spare = sorted(self._idle, key=lambda s: (s.done > 0, s.last_used, s.id))
@@ -195,9 +199,20 @@ class Batcher:
             assert victim.job is not None
             self._queue.insert(0, victim.job)
             self._release(victim)
-        self._context.forget(victim.id)
-        self._prefixes.drop(victim.id)
-        victim.length = victim.done = 0
+        self._forget(victim)
+
+    def _forget_old(self) -> None:
+        patience = self._context.plan.patience
+        if patience is None:
+            return
+        for sequence in self._idle:
+            if sequence.done and self._clock - sequence.last_used > patience:
+                self._forget(sequence)
+
+    def _forget(self, sequence: _Sequence) -> None:
+        self._context.forget(sequence.id)
+        self._prefixes.drop(sequence.id)
+        sequence.length = sequence.done = 0
 
     def _release(self, sequence: _Sequence) -> None:
         """The sequence's job is over; what was computed for it stays until the room is needed."""

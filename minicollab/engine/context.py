@@ -85,20 +85,20 @@ class Context:
     def __init__(self, weights: Weights, plan: Plan, sequences: int, threads: int, adapter: Path | None):
         import llama_cpp as lc
 
-        self.cells = plan.context
+        self.plan, self.sequences = plan, sequences
         params = lc.llama_context_default_params()
         params.n_ctx = plan.context
         params.n_batch = params.n_ubatch = plan.batch
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
-        params.flash_attn_type = 1  # skips masked cells: other conversations in the pool cost little
+        params.flash_attn_type = int(plan.flash)
         params.no_perf = True
         self._n_vocab = weights.n_vocab
         self._context = lc.llama_init_from_model(weights.model, params)
         if not self._context:
             raise ModelError(
-                f"llama.cpp cannot make a context of {self.cells} tokens for {weights.path.name}",
+                f"llama.cpp cannot make a context of {plan.context} tokens for {weights.path.name}",
                 "Lower engine.context in the recipe.",
             )
         self._memory = lc.llama_get_memory(self._context)

@@ -42,7 +42,7 @@ class LlamaEngine:
         self.context = self.plan.longest
         sequences = 1 if options.deterministic else options.sequences
         context = Context(self._weights, self.plan, sequences, options.threads or cores(), adapter)
-        self._batcher = Batcher(self._weights, context, sequences, options.deterministic, self.usage)
+        self._batcher = Batcher(self._weights, context, self.usage, options.deterministic)
 
     def chat(self, messages: Iterable[Message], reply: str = "") -> Prompt:
         return self._weights.template.render(messages, reply)
