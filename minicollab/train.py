@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from minicollab.files import aside, remove
 from minicollab.models import user_cache
 from minicollab.progress import Progress, silent
 from minicollab.recipe import Train
+from minicollab.silence import no_logs, no_output
 
 Row = Mapping[str, Any]
 
@@ -43,9 +41,9 @@ def train(
     checkpoints = out / "checkpoints"
     fingerprint = content_hash([rows, base, options.model_dump(), seed])
     resumed = claim_checkpoints(checkpoints, fingerprint)
-    with _quiet(), _memory():
+    with no_logs(), _memory():
         progress("load the model", 0, 1)
-        with _captured():
+        with no_output():
             model, tokenizer = _load(base, options, seed)
             lengths = [_lengths(row, tokenizer, base) for row in rows]
             usable = [rows[i] for i, (prompt, _) in enumerate(lengths) if prompt < options.max_length]
@@ -57,7 +55,7 @@ def train(
             trainer = _trainer(model, tokenizer, usable, dpo_arguments(options, seed, checkpoints), progress)
         progress("load the model", 1, 1)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        with _captured():
+        with no_output():
             _save(trainer.model, base, out / "adapter")
     remove(checkpoints)
     return {
@@ -271,27 +269,6 @@ def _save(model: Any, base: str, folder: Path) -> None:
     model.peft_config["default"].base_model_name_or_path = base
     with aside(folder) as partial:
         model.save_pretrained(partial, save_embedding_layers=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No log line below ERROR and no warning of any library."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-@contextlib.contextmanager
-def _captured() -> Iterator[None]:
-    """Banners are printed and bars are drawn, whatever one sets. Not around the training itself:
-    the person's own progress goes to the same streams."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import minicollab
 ROOT = Path(minicollab.__file__).parent
 ORDER = """
 minicollab
-errors schema progress seeds
+errors schema progress seeds silence
 recipe
 files prompts
 engine.base engine.quiet engine.turns

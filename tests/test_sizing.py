@@ -11,7 +11,16 @@ from minicollab.engine.sizing import GIB, Memory, Shape, cores, cpu_memory, size
 from minicollab.recipe import Engine
 
 # Qwen2.5-Coder-1.5B: 28 layers x 2 KV heads x (128 + 128) x 2 bytes = 28 KiB a cell.
-QWEN = Shape("qwen", layers=28, kv_bytes=28 * 1024, vocabulary=151_936, trained=32_768, size=GIB)
+QWEN = Shape(
+    "qwen",
+    parameters=1_544_000_000,
+    layers=28,
+    heads=12,
+    kv_bytes=28 * 1024,
+    vocabulary=151_936,
+    trained=32_768,
+    size=GIB,
+)
 
 
 def card(free: float, total: float = 24) -> Memory:
@@ -50,6 +59,14 @@ def test_a_cpu_stays_small_and_smaller_where_memory_is_short() -> None:
     # The weights (1 GiB) are read from now on: of 2.4 GiB 1.4 are left, less 1 GiB and 0.29 of logits.
     assert size(QWEN, Engine(), Memory(int(2.4 * GIB), 4 * GIB)).context == 4096
     assert size(QWEN, Engine(), Memory(0, 4 * GIB)).context == 2048
+
+
+def test_a_cpu_has_no_patience_and_flash_attention_for_large_pools_only() -> None:
+    ram = Memory(16 * GIB, 32 * GIB)
+    assert [size(QWEN, Engine(context=c), ram).flash for c in (512, 2048, 2049)] == [False, False, True]
+    assert size(QWEN, Engine(), ram).patience == 230  # about, in steps
+    assert size(QWEN, Engine(context=512), card(20)).flash
+    assert size(QWEN, Engine(), card(20)).patience is None
 
 
 def test_what_the_recipe_says_wins() -> None:

@@ -52,8 +52,7 @@ def main(address: str) -> None:
             return (int(score[1]) - 1) / 4 if score else 0.0
 
     def reward(number: int) -> Answer:
-        talk = [*workloads.TALK.as_dicts(), workloads.CANDIDATE.message.as_dict()]
-        talk[0] = {"role": "user", "content": f"{number:04d} {talk[0]['content']}"}
+        talk = [*workloads.numbered_talk(number).as_dicts(), workloads.CANDIDATE.message.as_dict()]
         goal = "; ".join(workloads.TASK.details)
         simulate = workloads.RECIPE.simulate
         generated.clear()

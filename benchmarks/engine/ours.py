@@ -67,8 +67,8 @@ def main(gguf: Path, context: int) -> None:
         return timed(workloads.one_turn(replaying), engine) | {"requests": replaying.requests}
 
     def reward(number: int) -> Answer:
-        numbered = Numbered(engine, number)
-        return timed(workloads.one_reward(numbered), engine) | {"requests": numbered.requests}
+        counted = Numbered(engine, None)
+        return timed(workloads.one_reward(counted, number), engine) | {"requests": counted.requests}
 
     serve({"samples": samples, "record": record, "replay": replay, "reward": reward})
 

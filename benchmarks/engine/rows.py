@@ -89,25 +89,32 @@ def build(size: Size) -> list[Line]:
 
 
 def tree(size: Size) -> list[Line]:
-    """One turn of the method, recorded once and replayed by both."""
-    lines = []
-    for name, model in (("SmolLM2", SMOLLM2), ("Qwen 1.5B", QWEN)):
-        with ours(model) as we, server(model) as they, tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/answers.json"
-            recorded = we("record", path=path)
-            turns = in_turns(
-                [we, they],
-                size.repeat,
-                lambda c, n, path=path: c("replay", path=path, number=n + 1),  # type: ignore[misc]
-            )
-            about = they("about")["build"]
-        for t in [*turns[0], *turns[1]]:
-            _same("requests", t, recorded)
-        lines.append(_raced("tree", f"one turn, {name}", SERVER, turns, 2.0, recorded=recorded, build=about))
-        share = recorded["prompt_tokens_computed"] / recorded["prompt_tokens_requested"]
-        work = f"prompt tokens computed / requested, {name}"
-        lines.append(Line("tree", work, "-", share, 0.15, at_least=False, unit="", figures=recorded))
-    return lines
+    """One turn of the method, SmolLM2 in all roles."""
+    return _tree("tree", "SmolLM2", SMOLLM2, size)
+
+
+def tree_qwen(size: Size) -> list[Line]:
+    """One turn of the method, Qwen in all roles."""
+    return _tree("tree_qwen", "Qwen 1.5B", QWEN, size)
+
+
+def _tree(row: str, name: str, model: str, size: Size) -> list[Line]:
+    """Recorded once, and replayed by both."""
+    with ours(model) as we, server(model) as they, tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/answers.json"
+        recorded = we("record", path=path)
+        turns = in_turns(
+            [we, they], size.repeat, lambda c, n: c("replay", path=path, number=n + 1), warm_up=0
+        )
+        about = they("about")["build"]
+    for t in [*turns[0], *turns[1]]:
+        _same("requests", t, recorded)
+    share = recorded["prompt_tokens_computed"] / recorded["prompt_tokens_requested"]
+    work = f"prompt tokens computed / requested, {name}"
+    return [
+        _raced(row, f"one turn, {name}", SERVER, turns, 2.0, recorded=recorded, build=about),
+        Line(row, work, "-", share, 0.15, at_least=False, unit="", figures=recorded),
+    ]
 
 
 def decode(size: Size) -> list[Line]:
@@ -131,8 +138,7 @@ def official(size: Size) -> list[Line]:
     with ours(QWEN) as we, server(QWEN, futures) as host:
         address = host("about")["address"]
         with Contestant("official", address, python=BENCH_PYTHON) as they:
-            # No warm-up: each round takes minutes.
-            turns = in_turns([we, they], size.repeat_official, lambda c, n: c("reward", number=n), 0)
+            turns = in_turns([we, they], size.repeat_official, lambda c, n: c("reward", number=n))
             about = host("about")["build"]
     against = "collabllm 0.0.8, server with 3 slots"
     return [_raced("official", "one MR of 3 futures, Qwen 1.5B", against, turns, 8.0, build=about)]
@@ -162,7 +168,7 @@ def company(size: Size) -> list[Line]:
 
 
 ROWS: dict[str, Callable[[Size], list[Line]]] = {
-    f.__name__: f for f in (flat, slots, build, tree, decode, official, memory, company)
+    f.__name__: f for f in (flat, slots, build, tree, tree_qwen, decode, official, memory, company)
 }
 
 

@@ -91,22 +91,29 @@ async def one_turn(engine: Engine) -> None:
     await asyncio.gather(*(mr(RECIPE, people, TASK, TALK, c) for c in candidates))
 
 
-async def one_reward(engine: Engine) -> None:
+def numbered_talk(number: int) -> Conversation:
+    """A conversation that nobody had yet. What every prompt begins with is not in it."""
+    first, *others = TALK.messages
+    return Conversation((Message("user", f"{number:04d} {first.content}"), *others))
+
+
+async def one_reward(engine: Engine, number: int) -> None:
     """S = 3 futures of w = 2 exchanges of one candidate; interactivity is judged."""
-    people = cast(engine)
+    people, talk = cast(engine), numbered_talk(number)
 
     async def future(sample: int) -> None:
-        rollout = await roll(RECIPE, people, TASK, TALK, CANDIDATE, RECIPE.simulate.window, sample)
+        rollout = await roll(RECIPE, people, TASK, talk, CANDIDATE, RECIPE.simulate.window, sample)
         await interactivity(rollout, TASK, people)
 
     await asyncio.gather(*(future(s) for s in range(RECIPE.simulate.futures)))
 
 
 class Numbered:
-    """An engine all of whose prompts begin with a number. Counts its requests."""
+    """An engine all of whose prompts begin with a number, if there is one. Counts its requests."""
 
-    def __init__(self, engine: Engine, number: int):
-        self.engine, self.requests, self._number = engine, 0, Segment(f"{number:04d} ")
+    def __init__(self, engine: Engine, number: int | None):
+        self.engine, self.requests = engine, 0
+        self._number = () if number is None else (Segment(f"{number:04d} "),)
         self.fingerprint, self.usage, self.context = engine.fingerprint, engine.usage, engine.context
 
     def chat(self, messages: Iterable[Message], reply: str = "") -> Prompt:
@@ -123,11 +130,11 @@ class Numbered:
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
         self.requests += 1
-        return await self.engine.generate((self._number, *prompt), sampling)
+        return await self.engine.generate((*self._number, *prompt), sampling)
 
     async def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[float]:
         self.requests += 1
-        return await self.engine.score((self._number, *prompt), continuations)
+        return await self.engine.score((*self._number, *prompt), continuations)
 
 
 class Recording(Numbered):

@@ -18,8 +18,9 @@ _GPU, _INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type
 # it and 1.4 s without; one turn of the method in a pool of 8,192 cells takes 18 s with it and 22 s
 # without.
 _DENSE_CELLS = 2048
-# Steps that an idle prefix is kept on a CPU, where every cell in use costs time in every step.
-_PATIENCE = 25
+# Steps that an idle prefix is kept on a CPU: every cell in use costs each step some time a head and
+# layer, and computing it again costs time a parameter. SmolLM2 does best with about 25 steps.
+_PATIENCE = 25 * 30 * 9 / 135e6
 # Least and most. A CPU pays for a large pool in every step, and gains nothing from large batches.
 _GPU_CELLS, _CPU_CELLS = (4096, 65536), (2048, 8192)
 _GPU_BATCH, _CPU_BATCH = (512, 2048), (512, 512)
@@ -46,7 +47,9 @@ class Shape:
     weights in bytes. `trained`: tokens of context that it was trained on."""
 
     name: str
+    parameters: int
     layers: int
+    heads: int
     kv_bytes: int
     vocabulary: int
     trained: int
@@ -93,7 +96,7 @@ def size(model: Shape, options: recipe.Engine, memory: Memory) -> Plan:
         batch,
         longest=min(context, model.trained),
         flash=bool(memory.gpus) or context > _DENSE_CELLS,
-        patience=None if memory.gpus else _PATIENCE,
+        patience=None if memory.gpus else round(_PATIENCE * model.parameters / model.layers / model.heads),
         line=_line(model, options, memory, context, batch),
     )
 
@@ -131,7 +134,9 @@ def shape(weights: Weights) -> Shape:
     width = sum(int(w) if w else usual for w in widths)
     return Shape(
         name=weights.path.stem,
+        parameters=lc.llama_model_n_params(model),
         layers=layers,
+        heads=heads,
         kv_bytes=2 * layers * lc.llama_model_n_head_kv(model) * width,
         vocabulary=weights.n_vocab,
         trained=lc.llama_model_n_ctx_train(model),

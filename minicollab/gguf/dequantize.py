@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from minicollab.errors import ModelError
 from minicollab.files import aside, need_space
 from minicollab.gguf.files import parameters, read_gguf, value
 from minicollab.progress import Progress, silent
+from minicollab.silence import no_bars
 
 _PROBE = "Don't pay $3.99 for 12345 apples in 2024;\n\n\n  x1y22 = f(a_b[i+1])\t# naïve 日本語 ½ 😀 THEY'RE"
 _REMEDY = "Set models.train_base in the recipe to the Hugging Face folder that this GGUF was made from."
@@ -109,8 +109,3 @@ def _readable(gguf: Path) -> Any:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise ModelError(f"transformers cannot read {gguf.name}: {error}", _REMEDY) from error
-
-
-def no_bars() -> Any:
-    """transformers draws progress bars on stderr that cannot be switched off one by one."""
-    return contextlib.redirect_stderr(io.StringIO())

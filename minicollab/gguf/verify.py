@@ -9,9 +9,9 @@ from typing import Any
 from minicollab.engine.context import set_adapter
 from minicollab.engine.quiet import last_error, quiet
 from minicollab.errors import ModelError, StageError
-from minicollab.gguf.dequantize import no_bars
 from minicollab.gguf.files import read_gguf, value
 from minicollab.progress import Progress, silent
+from minicollab.silence import no_bars
 
 MIN_LOGIT_CHANGE = 1e-3
 MAX_KL = 0.01
