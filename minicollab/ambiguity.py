@@ -34,6 +34,7 @@ from minicollab.stages import EVALUATION_ONLY, model_file
 from minicollab.tasks import load_tasks, split
 
 REPLIES = "ambiguity_replies.jsonl"
+_QUESTION_MARKS = "?\uff1f\u061f"  # Latin, Chinese and Japanese, Arabic
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ async def reply_all(
 async def reply_to(recipe: Recipe, policy: Policy, judge: Judge, arm: str, task: Task) -> Reply:
     """One reply and what the judge makes of it. Seeds do not depend on the arm.
 
-    The judge sees the last question and the reply: these are enough to tell asking from answering.
+    A reply without a question mark asks nothing. Of the others the judge sees the last question and
+    the reply: these are enough to tell asking from answering.
     """
     talk = Conversation((Message("user", task.opening),))
     answer, _ = await policy.reply(talk, seed_of(recipe.seed, task.id, "ambiguity"))
@@ -152,6 +154,8 @@ async def reply_to(recipe: Recipe, policy: Policy, judge: Judge, arm: str, task:
     try:
         if not text:
             raise Failure("the assistant said nothing")
+        if not any(mark in text for mark in _QUESTION_MARKS):
+            return Reply(arm, task, text, asks=0.0)
         asks, _ = await judge.ask(last, prompts.load("ambiguity_asks"))
         return Reply(arm, task, text, asks)
     except Failure as failure:
