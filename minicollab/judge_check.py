@@ -13,7 +13,7 @@ from minicollab.cast import Cast
 from minicollab.files import aside
 from minicollab.labelled import Half, conversations, deceptions
 from minicollab.probes import GOAL, Case, Probe, cases, probes
-from minicollab.progress import Progress, silent
+from minicollab.progress import Progress, Watcher, silent
 from minicollab.run import Result, Run, measured
 from minicollab.running import run_together
 
@@ -23,11 +23,10 @@ _SHORT = ("interactivity", GOAL)
 _GOOD, _SURE, _WEAK = 0.9, 0.8, 0.75  # AUC; its lower bound; AUC
 
 
-def check(run: Run, half: Half = "held_out", progress: Progress = silent) -> Result:
+def check(run: Run, half: Half = "held_out", progress: Watcher = silent) -> Result:
     """The labelled half → judge_check.json and every judgement in judge_check.jsonl."""
     with run.asking("judge-check"):
-        usages: list[Any] = []
-        result, cost = measured(run, usages, lambda: _check(run, half, usages, progress))
+        result, cost = measured(run, progress, lambda usages, told: _check(run, half, usages, told))
     result["cost"] = cost
     run.write_json("judge_check.json", result)
     return result

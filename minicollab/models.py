@@ -92,7 +92,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     import gguf
 
-    metadata, parameters = _read_header(path)
+    metadata, parameters = header(path)
     file_type = metadata.get("general.file_type", -1)
     known = {int(t): t.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower() for t in gguf.LlamaFileType}
     return {
@@ -168,8 +168,8 @@ class _Cursor:
         return count
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Metadata (arrays by length) and the number of parameters, in about 0.2 s.
+def header(path: Path) -> tuple[dict[str, Any], int]:
+    """Metadata of a GGUF (arrays by length) and its number of parameters, in about 0.2 s.
 
     Not `gguf.GGUFReader`: it needs 5 s for a vocabulary of 150,000 and accepts files cut off
     between two tensors. Raises ModelError.

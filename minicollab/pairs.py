@@ -11,11 +11,13 @@ from typing import Any
 
 from minicollab.cast import Cast
 from minicollab.failures import Failure
+from minicollab.progress import Watcher, silent
 from minicollab.recipe import Pairs, Recipe, Reward
 from minicollab.reward import gap_error, multiturn_aware_reward, reward, standard_error
 from minicollab.rollout import propose, score_candidates
 from minicollab.schema import Conversation, Cut, Message, PreferencePair, ScoredCandidate, Task
 from minicollab.seeds import seed_of
+from minicollab.steps import Steps, Told
 
 Row = dict[str, Any]
 """One candidate with its futures, as in rollouts.jsonl."""
@@ -36,14 +38,17 @@ class Turn:
         return [_row(self, candidate) for candidate in self.scored]
 
 
-async def converse(recipe: Recipe, cast: Cast, task: Task) -> list[Turn]:
+async def converse(recipe: Recipe, cast: Cast, task: Task, steps: Steps | None = None) -> list[Turn]:
     """Talk a task through; at every turn the best candidate is what the assistant said."""
+    steps = steps or Told(recipe, 1, silent).begin()
     talk, cut = Conversation() + cast.simulator.open(task), Cut()
     turns: list[Turn] = []
     while talk.exchanges < recipe.simulate.exchanges:
         candidates = await propose(recipe, cast, task, talk)
-        scored = await score_candidates(recipe, cast, task, talk, candidates)
+        steps.proposed(candidates)
+        scored = await score_candidates(recipe, cast, task, talk, candidates, steps.step)
         turns.append(Turn(task, talk, tuple(scored), cut))
+        steps.scored(scored)
         usable = [s for s in scored if not math.isnan(s.mr)]
         if not usable:
             break
@@ -53,6 +58,7 @@ async def converse(recipe: Recipe, cast: Cast, task: Task) -> list[Turn]:
         if going_on is None:
             break
         talk, cut = going_on
+    steps.end()
     return turns
 
 
@@ -73,13 +79,16 @@ async def answered(
     return (talk + best.candidate.message + said, cut) if said else None
 
 
-async def converse_all(recipe: Recipe, cast: Cast, tasks: Sequence[Task]) -> AsyncIterator[list[Turn]]:
+async def converse_all(
+    recipe: Recipe, cast: Cast, tasks: Sequence[Task], progress: Watcher = silent
+) -> AsyncIterator[list[Turn]]:
     """The turns of each task, in the order of the tasks, some tasks at a time."""
+    told = Told(recipe, len(tasks), progress)
     gate = asyncio.Semaphore(recipe.engine.concurrent_tasks)
 
     async def one(task: Task) -> list[Turn]:
         async with gate:
-            return await converse(recipe, cast, task)
+            return await converse(recipe, cast, task, told.begin())
 
     under_way = [asyncio.create_task(one(task)) for task in tasks]
     try:
@@ -156,6 +165,7 @@ def _row(turn: Turn, scored: ScoredCandidate) -> Row:
     ]
     return {
         "task_id": turn.task.id,
+        "details": list(turn.task.details),
         "turn": turn.talk.exchanges,
         "context": turn.talk.as_dicts(),
         "candidate": candidate.text,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ METRICS = (
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Models(Section):
@@ -164,7 +164,18 @@ class Train(Section):
 
 
 class Export(Section):
-    quantization: str = "q4_k_m"
+    """`quantization`: one kind or several; eval uses the first. `scale`: strength of the adapter, 1
+    as trained. `only`: leave the merged files or the adapter's out; eval needs a merged one."""
+
+    quantization: str | Annotated[list[str], Field(min_length=1)] = "q4_k_m"
+    scale: float = Field(1.0, gt=0)
+    only: Literal["adapter", "merged"] | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The quantizations, in lower case, each once."""
+        named = [self.quantization] if isinstance(self.quantization, str) else self.quantization
+        return tuple(dict.fromkeys(kind.lower() for kind in named))
 
 
 class Eval(Section):

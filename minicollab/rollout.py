@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from minicollab.cast import Cast, Measured
 from minicollab.failures import Failure
@@ -87,35 +87,52 @@ async def score(recipe: Recipe, cast: Cast, task: Task, rollout: Rollout) -> Sco
 
 
 async def score_candidates(
-    recipe: Recipe, cast: Cast, task: Task, talk: Conversation, candidates: Sequence[Candidate]
+    recipe: Recipe,
+    cast: Cast,
+    task: Task,
+    talk: Conversation,
+    candidates: Sequence[Candidate],
+    step: Callable[[], None] = lambda: None,
 ) -> list[ScoredCandidate]:
     """The candidates of a turn with their MRs; how many futures each has, `simulate.allocation` says.
+    `step` is called when a future is played, and when it is scored.
 
     Samples are numbered from 0 for every candidate: the same futures cost nothing again, whatever
     the allocation.
     """
     options = recipe.simulate
     if options.allocation == "fixed":
-        return await asyncio.gather(*(mr(recipe, cast, task, talk, c) for c in candidates))
+        return await asyncio.gather(*(mr(recipe, cast, task, talk, c, step) for c in candidates))
     first = range(max(1, options.futures // 2))
-    found = await asyncio.gather(*(_futures(recipe, cast, task, talk, c, first) for c in candidates))
+    found = await asyncio.gather(*(_futures(recipe, cast, task, talk, c, first, step) for c in candidates))
     while chosen := contested([_rewards(futures) for futures in found], options.futures):
-        one_more = (_futures(recipe, cast, task, talk, candidates[i], [len(found[i])]) for i in chosen)
+        one_more = (_futures(recipe, cast, task, talk, candidates[i], [len(found[i])], step) for i in chosen)
         for i, futures in zip(chosen, await asyncio.gather(*one_more), strict=True):
             found[i] += futures
     return [_averaged(c, futures) for c, futures in zip(candidates, found, strict=True)]
 
 
 async def mr(
-    recipe: Recipe, cast: Cast, task: Task, talk: Conversation, candidate: Candidate
+    recipe: Recipe,
+    cast: Cast,
+    task: Task,
+    talk: Conversation,
+    candidate: Candidate,
+    step: Callable[[], None] = lambda: None,
 ) -> ScoredCandidate:
     """The candidate's Multiturn-aware Reward: S futures of w exchanges, scored and averaged."""
     samples = range(recipe.simulate.futures)
-    return _averaged(candidate, await _futures(recipe, cast, task, talk, candidate, samples))
+    return _averaged(candidate, await _futures(recipe, cast, task, talk, candidate, samples, step))
 
 
 async def _futures(
-    recipe: Recipe, cast: Cast, task: Task, talk: Conversation, candidate: Candidate, samples: Iterable[int]
+    recipe: Recipe,
+    cast: Cast,
+    task: Task,
+    talk: Conversation,
+    candidate: Candidate,
+    samples: Iterable[int],
+    step: Callable[[], None],
 ) -> list[Future]:
     """The sample-th futures of all candidates draw the same seeds, so that chance favours none."""
     window = recipe.simulate.window
@@ -123,9 +140,12 @@ async def _futures(
     async def future(sample: int) -> Future:
         try:
             rollout = await roll(recipe, cast, task, talk, candidate, window, talk.exchanges, sample)
-            return rollout, await score(recipe, cast, task, rollout)
+            step()
+            found: Future = rollout, await score(recipe, cast, task, rollout)
         except Failure as failure:
             return str(failure)
+        step()
+        return found
 
     return await asyncio.gather(*(future(sample) for sample in samples))
 

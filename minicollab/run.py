@@ -23,6 +23,7 @@ from minicollab.files import aside
 from minicollab.hold import held
 from minicollab.loading import load_recipe
 from minicollab.models import user_cache
+from minicollab.progress import Watcher, counted, metered
 from minicollab.recipe import Recipe
 
 Result = dict[str, Any]
@@ -125,19 +126,20 @@ _NOTHING = {
 }  # fmt: skip
 
 
-def measured(run: Run, usages: list[Any], work: Callable[[], Result]) -> tuple[Result, Result]:
-    """What `work` returns, and what it cost: time, the engines' tokens (they put their usage into
-    `usages`), cache use and this process's peak memory."""
+def measured(
+    run: Run, progress: Watcher, work: Callable[[list[Any], Watcher], Result]
+) -> tuple[Result, Result]:
+    """What `work` returns, and what it cost: time, the engines' tokens, cache use and this process's
+    peak memory. It is handed the list that engines put their usage into, and a `progress` that hears
+    of it."""
+    usages: list[Any] = []
     start = time.monotonic()
-    result = work()
+    result = work(usages, metered(progress, usages, run.store))
     run.store.flush()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result, {
         "seconds": round(time.monotonic() - start, 2),
-        "generated_tokens": sum(u.generated_tokens for u in usages),
-        "prompt_tokens_computed": sum(u.prompt_tokens_computed for u in usages),
-        "cache_hits": run.store.hits,
-        "cache_misses": run.store.misses,
+        **counted(usages, run.store),
         "peak_memory_mb": round(peak, 1),
     }
 

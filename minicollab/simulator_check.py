@@ -24,7 +24,7 @@ from minicollab.files import aside
 from minicollab.fit import fit
 from minicollab.judge import Judge
 from minicollab.metrics import goal_coverage
-from minicollab.progress import Progress, silent
+from minicollab.progress import Progress, Watcher, silent
 from minicollab.recipe import Recipe
 from minicollab.recipe import Simulator as Options
 from minicollab.rollout import roll
@@ -108,7 +108,7 @@ SHARES: Mapping[str, Callable[[Checked], tuple[int, int]]] = {
 the second, over all conversations."""
 
 
-def check(run: Run, number: int, styles: Sequence[str] = (), progress: Progress = silent) -> Result:
+def check(run: Run, number: int, styles: Sequence[str] = (), progress: Watcher = silent) -> Result:
     """The last `number` tasks of the recipe's file, the held-out ones among them, played in each
     simulator style (default: the recipe's) → simulator_check.json and simulator_check.jsonl.
 
@@ -120,8 +120,7 @@ def check(run: Run, number: int, styles: Sequence[str] = (), progress: Progress 
             raise RecipeError(f"{style} is no style of the simulator", f"Known ones: {', '.join(known)}.")
     styles = tuple(dict.fromkeys(styles)) or (run.recipe.simulator.style,)
     with run.asking("simulator-check"):
-        usages: list[Any] = []
-        result, cost = measured(run, usages, lambda: _check(run, number, styles, usages, progress))
+        result, cost = measured(run, progress, lambda usages, told: _check(run, number, styles, usages, told))
     result["cost"] = cost
     run.write_json("simulator_check.json", result)
     return result

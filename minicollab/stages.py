@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from minicollab import prompts, roles
+from minicollab import exporting, fetch, prompts, roles
 from minicollab.cache.keys import content_hash, file_fingerprint
 from minicollab.cast import Policy
 from minicollab.errors import RecipeError, StageError
@@ -16,18 +16,16 @@ from minicollab.evaluate import compare, play_all, verdict
 from minicollab.failures import tolerate
 from minicollab.files import aside
 from minicollab.metrics import measures
-from minicollab.models import user_cache
 from minicollab.pairs import build_pairs, converse_all, weigh
-from minicollab.progress import Progress, silent
+from minicollab.progress import Progress, Watcher, silent
 from minicollab.run import Result, Run, begin, finish, keep, measured, unchanged
 from minicollab.running import run_together
 from minicollab.tasks import load_tasks, split, tasks_file
 
 EVALUATION_ONLY = "abg-coqa"
-_CHECK_PROMPTS = 8  # conversations on which the export is compared with torch
 
 
-def run_stage(run: Run, stage: str, progress: Progress = silent) -> Result:
+def run_stage(run: Run, stage: str, progress: Watcher = silent) -> Result:
     """Run one stage, unless it already ran on the same inputs. Returns what it found."""
     outputs, inputs, work = STAGES[stage]
     with run.asking(stage):
@@ -35,8 +33,7 @@ def run_stage(run: Run, stage: str, progress: Progress = silent) -> Result:
         if unchanged(run, stage, asked, outputs(run)):
             return keep(run, stage)
         begin(run, stage)
-        usages: list[Any] = []
-        result, cost = measured(run, usages, lambda: work(run, usages, progress))
+        result, cost = measured(run, progress, lambda usages, told: work(run, usages, told))
         finish(run, stage, asked, result, cost)
         return result
 
@@ -51,7 +48,7 @@ def is_unchanged(run: Run, stage: str, progress: Progress = silent) -> bool:
 # simulate
 
 
-def simulate(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+def simulate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
     """tasks → rollouts.jsonl and pairs.jsonl (TRL's conversational preference format).
 
     Where nothing but weights, token cost or gap has changed since the conversations were played,
@@ -87,16 +84,16 @@ def simulate(run: Run, usages: list[Any], progress: Progress = silent) -> Result
     }
 
 
-async def _play(run: Run, usages: list[Any], progress: Progress) -> list[Result]:
+async def _play(run: Run, usages: list[Any], progress: Watcher) -> list[Result]:
     """The rows of all training conversations."""
     recipe = run.recipe
     tasks, _ = split(load_tasks(recipe.tasks), recipe.tasks.train, recipe.tasks.eval)
     cast = roles.cast(run, usages, progress)
     rows: list[Result] = []
-    progress("training conversations", done := 0, len(tasks))
-    async for turns in converse_all(recipe, cast, tasks):
+    done = 0
+    async for turns in converse_all(recipe, cast, tasks, progress):
         rows += [row for turn in turns for row in turn.rows()]
-        progress("training conversations", done := done + 1, len(tasks))
+        done += 1
         failures = [failure for row in rows for failure in row["failures"]]
         futures = len(failures) + sum(len(row["futures"]) for row in rows)
         tolerate(failures, futures, recipe.simulate.max_failures, last=done == len(tasks))
@@ -117,7 +114,7 @@ def _share(items: list[Any], test: Callable[[Any], bool]) -> float | None:
 # train
 
 
-def train(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+def train(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
     """pairs.jsonl → adapter/ (PEFT), by QLoRA DPO on the policy's own weights."""
     from minicollab import train as training
 
@@ -129,13 +126,9 @@ def train(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
 
 def _train_base(run: Run, progress: Progress) -> str:
     """What to train on: the recipe's `train_base`, or the policy's GGUF as a Hugging Face folder."""
-    from minicollab.gguf.dequantize import dequantize_to_hf
-
-    if run.recipe.models.train_base:
-        return run.recipe.models.train_base
-    gguf = roles.gguf(run, "policy", progress)
-    folder = user_cache() / "dequantized" / f"{gguf.stem}-{file_fingerprint(gguf, run.store)[:12]}"
-    return str(dequantize_to_hf(gguf, folder, progress))
+    if base := run.recipe.models.train_base:
+        return base if Path(base).is_dir() else str(fetch.base(base, progress))
+    return str(exporting.dequantized(roles.gguf(run, "policy", progress), run.store, progress))
 
 
 # export
@@ -143,37 +136,18 @@ def _train_base(run: Run, progress: Progress) -> str:
 
 def export(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
     """adapter/ → export/: the adapter and the merged model as GGUF, checked against torch."""
-    from minicollab.gguf.export import export_run
-
-    adapter = run.need("adapter", "train")
     pairs = _read_jsonl(run.need("pairs.jsonl", "simulate"))
-    asked = [row["prompt"] for row in pairs][:_CHECK_PROMPTS]
-    base = Path(_train_base(run, progress))
-    made = export_run(
-        adapter,
-        roles.gguf(run, "policy", progress),
-        base,
-        run / "export",
-        run.recipe.export.quantization,
-        asked,
-        progress,
-    )
-    return {k: str(v.relative_to(run.folder)) if isinstance(v, Path) else v for k, v in made.items()}
-
-
-def model_file(run: Run) -> Path:
-    """Where the merged model lies."""
-    return run / "export" / f"model-{run.recipe.export.quantization.lower()}.gguf"
+    return exporting.export_run(run, pairs, lambda: Path(_train_base(run, progress)), progress)
 
 
 # eval
 
 
-def evaluate(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
+def evaluate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
     """export/ → eval.json: base, proactive base and trained on the held-out tasks."""
     recipe = run.recipe
     _, tasks = split(load_tasks(recipe.tasks), recipe.tasks.train, recipe.tasks.eval)
-    trained = _trained(run)
+    trained = exporting.trained(run)
     cast = roles.cast(run, usages, progress)
     policies = {
         "base": cast.policy,
@@ -192,6 +166,7 @@ def evaluate(run: Run, usages: list[Any], progress: Progress = silent) -> Result
         )
     result["verdict"] = verdict(result)
     run.write_json("eval.json", result)
+    exporting.add_evaluation(run, result)
     return result
 
 
@@ -202,16 +177,11 @@ def report(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
     """Everything so far → report.html."""
     from minicollab.report import write_report
 
-    run.need("eval.json", "eval")
+    run.need("rollouts.jsonl", "simulate")
     return {"report": str(write_report(run.folder, run / "report.html").relative_to(run.folder))}
 
 
 # What the stages stand on
-
-
-def _trained(run: Run) -> Path:
-    run.need(str(model_file(run).relative_to(run.folder)), "export")
-    return model_file(run)
 
 
 def _write_jsonl(path: Path, rows: list[Result]) -> None:
@@ -261,26 +231,20 @@ def _train_inputs(run: Run, progress: Progress) -> Result:
     return {"base": base, "options": options, "seed": run.recipe.seed} | _files(run, "pairs.jsonl")
 
 
-def _export_inputs(run: Run, progress: Progress) -> Result:
-    base = file_fingerprint(roles.gguf(run, "policy", progress), run.store)
-    run.need("adapter/adapter_model.safetensors", "train")
-    adapter = _files(run, "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
-    return {"base": base, "quantization": run.recipe.export.quantization, "adapter": adapter}
-
-
 def _eval_inputs(run: Run, progress: Progress) -> Result:
     roles.gguf(run, "policy", progress)  # without it there is nothing to compare with
-    trained = file_fingerprint(_trained(run), run.store)
+    trained = file_fingerprint(exporting.trained(run), run.store)
     return (
         _play_inputs(run, progress) | run.recipe.model_dump(include={"reward", "eval"}) | {"trained": trained}
     )
 
 
 def _report_inputs(run: Run, progress: Progress) -> Result:
-    run.need("eval.json", "eval")
-    costs = {name: entry["computed"] for name, entry in run.journal()["stages"].items() if name != "report"}
+    run.need("rollouts.jsonl", "simulate")
+    journal = run.journal()["stages"].items()
+    stages = {name: [entry["inputs"], entry["computed"]] for name, entry in journal if name != "report"}
     shown = ("eval.json", "eval_conversations.jsonl", "rollouts.jsonl", "pairs.jsonl", "recipe.yaml")
-    return {"costs": costs} | _files(run, *shown)
+    return {"stages": stages} | _files(run, *shown)
 
 
 STAGES: Mapping[
@@ -288,11 +252,7 @@ STAGES: Mapping[
 ] = {
     "simulate": (lambda run: ["rollouts.jsonl", "pairs.jsonl"], _simulate_inputs, simulate),
     "train": (lambda run: ["adapter/adapter_model.safetensors"], _train_inputs, train),
-    "export": (
-        lambda run: ["export/adapter.gguf", "export/Modelfile", str(model_file(run).relative_to(run.folder))],
-        _export_inputs,
-        export,
-    ),
+    "export": (exporting.outputs, exporting.inputs, export),
     "eval": (lambda run: ["eval.json", "eval_conversations.jsonl"], _eval_inputs, evaluate),
     "report": (lambda run: ["report.html"], _report_inputs, report),
 }

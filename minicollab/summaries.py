@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicollab.run import Run
@@ -40,9 +41,39 @@ def _trained(run: Run, result: dict[str, Any]) -> str:
 
 
 def _exported(run: Run, result: dict[str, Any]) -> str:
+    peak = run.journal()["stages"]["export"]["computed"]["peak_memory_mb"]
+    return exported(result | {"peak_memory_mb": peak}, run.folder)
+
+
+def exported(result: dict[str, Any], folder: Path) -> str:
+    """Of an export: what of each file was measured, and where the files lie."""
     check = result["verification"]
-    seen = f"checked on {check['prompts']} prompts, KL to torch {check['kl_torch_merged_f16']:.2g}"
-    return f"{seen}\n  {run / result['model']}\n  {run / result['adapter']}"
+    lines = [f"checked on {check['prompts']} conversations, peak memory {result['peak_memory_mb']:,.0f} MB"]
+    lines += [_checked(check)] if "models" in check else []
+    if "stopped" in check:
+        ended, all_of = check["stopped"], check["prompts"]
+        lines.append(
+            f"ended by itself within {ended['tokens']} tokens: {ended['trained']} of {all_of}, "
+            f"the base {ended['base']} of {all_of}"
+        )
+    return "\n".join(lines + [f"  {folder / result[key]}" for key in ("model", "adapter") if key in result])
+
+
+def _checked(check: dict[str, Any]) -> str:
+    """KL to torch and perplexity, file by file; what a quantization costs against the F16 merge."""
+    from rich.table import Table
+
+    table = Table("", "MB", "KL to torch", "perplexity", "cost")
+    table.add_row("base, without adapter", "", f"{check['kl_torch_base']:.2g}", "", "")
+    table.add_row("base and adapter", "", f"{check['kl_torch_adapter_on_base']:.2g}", "", "")
+    whole = check["models"].get("f16")
+    for kind, found in check["models"].items():
+        cost = f"{found['perplexity'] / whole['perplexity'] - 1:+.1%}" if kind != "f16" else ""
+        table.add_row(
+            f"merged, {kind}", f"{found['bytes'] / 1e6:,.0f}", f"{found['kl']:.2g}",
+            f"{found['perplexity']:.2f}", cost,
+        )  # fmt: skip
+    return _drawn(table)
 
 
 def _evaluated(run: Run, result: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from minicollab.checkpoints import claim, seal, step
 from minicollab.errors import MinicollabError, ModelError, RunError, StageError
 from minicollab.files import aside, need_space, remove
 from minicollab.models import user_cache
-from minicollab.progress import Progress, silent
+from minicollab.progress import Watcher, silent
 from minicollab.recipe import Train
 from minicollab.silence import no_logs, no_output
 
@@ -28,7 +28,7 @@ _NO_PAIRS = "Lower pairs.min_gap or raise propose.candidates in the recipe, then
 
 
 def train(
-    pairs: Path, base: str, out: Path, options: Train, seed: int, progress: Progress = silent
+    pairs: Path, base: str, out: Path, options: Train, seed: int, progress: Watcher = silent
 ) -> dict[str, Any]:
     """Direct preference optimization (Rafailov et al. 2023) of a LoRA adapter on `pairs`.
 
@@ -213,15 +213,20 @@ def _environment(base: str) -> None:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(user_cache() / "unsloth"))
 
 
-def _trainer(model: Any, tokenizer: Any, rows: Sequence[Row], arguments: Row, progress: Progress) -> Any:
+def _trainer(model: Any, tokenizer: Any, rows: Sequence[Row], arguments: Row, progress: Watcher) -> Any:
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     class Report(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            progress("training", state.global_step, state.max_steps)
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begun = time.monotonic()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Row, **_: Any) -> None:
+            if "loss" in logs:  # the last log is of the whole training
+                figures = {"loss": logs["loss"], "seconds_per_step": time.monotonic() - self.begun}
+                progress("training", state.global_step, state.max_steps, **figures)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -163,7 +163,7 @@ def test_a_run_folder_that_cannot_be_written(small: Path, stage: str) -> None:
         ("train", "pairs.jsonl", "simulate"),
         ("export", "adapter", "train"),
         ("eval", "export", "export"),
-        ("report", "eval.json", "eval"),
+        ("report", "rollouts.jsonl", "simulate"),
     ],
 )
 def test_a_stage_asked_before_its_input_exists(small: Path, stage: str, missing: str, needed: str) -> None:

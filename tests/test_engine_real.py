@@ -295,10 +295,10 @@ def test_text_from_people_is_never_control_text(engine: LlamaEngine) -> None:
 
 
 def test_the_tokens_are_those_of_transformers(gguf: Path) -> None:
-    from minicollab.gguf.dequantize import _tokenizer
     from minicollab.gguf.files import read_gguf
+    from minicollab.gguf.tokenizer import hf_tokenizer
 
-    tokenizer = _tokenizer(gguf, read_gguf(gguf))
+    tokenizer = hf_tokenizer(read_gguf(gguf))
     weights = load_weights(gguf, -1)
     talks = [
         [

@@ -101,7 +101,7 @@ def test_all_arms_play_the_same_conversations() -> None:
     told: list[tuple[float, float]] = []
     tasks = [TASK, Task("u", "another", ("walrus",))]
     found = asyncio.run(
-        play_all(options, who, policies, tasks, lambda what, done, total: told.append((done, total)))
+        play_all(options, who, policies, tasks, lambda what, done, total, **_: told.append((done, total)))
     )
     assert {(p.arm, p.task.id, p.sample) for p in found} == {
         (arm, task.id, sample) for arm in ARMS for task in tasks for sample in range(2)

@@ -37,9 +37,11 @@ sandbox.harness sandbox.interpreter sandbox.jail sandbox.seccomp sandbox.watch
 sandbox
 fetch
 models
+machine known
 tasks.source tasks.hub tasks.family tasks.pieces
 tasks.abg_coqa tasks.code tasks.details tasks.document tasks.in3 tasks.math tasks.new tasks.twenty_questions
 tasks
+supplies
 fit
 drift
 personas
@@ -53,20 +55,32 @@ labelled agreement
 probes
 reward
 rollout
+steps
 pairs
 estimate
 bench
 checkpoints
 train
+lengths
+memory pace
 gguf
 gguf.files
+gguf.architectures
+gguf.hf_config
+gguf.tokenizer
 gguf.dequantize gguf.adapter gguf.merge
+gguf.logits gguf.origin
+gguf.apps gguf.chats
 gguf.verify
 gguf.export
 evaluate
 run
 roles
+exporting
 judge_check
+report.reading
+report.figures
+report.charts report.explorer
 report
 stages
 ambiguity
@@ -74,10 +88,12 @@ simulator_check
 ablate
 display
 summaries
-chat doctor
+chat serve doctor
+chat_commands
 cli_cache cli_ambiguity cli_tasks
-cli_simulator_check
-cli_ablate
+cli_simulator_check cli_chat cli_serve
+cli_doctor cli_fetch
+cli_ablate cli_export
 cli_checks
 cli
 __main__

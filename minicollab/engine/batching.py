@@ -9,6 +9,7 @@ Scheduling depends on the order of the jobs and on nothing else.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +30,14 @@ _GRID = 64
 @dataclass(eq=False)
 class Job:
     """`tokens`: the prompt's ids, int32. `reads`: position → ids whose log-probability there is
-    wanted (a score). `sampling`: how to go on after the last token (a generation)."""
+    wanted (a score). `sampling`: how to go on after the last token (a generation). `hear` is
+    called with the whole text so far at every token."""
 
     tokens: np.ndarray
     future: asyncio.Future[Any]
     sampling: Sampling | None = None
     reads: dict[int, list[int]] = field(default_factory=dict)
+    hear: Callable[[str], None] | None = None
     waits_for: tuple[_Sequence, Job, int] | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +106,12 @@ class Batcher:
                 self._read(outputs)
                 break
             self._make_room()
+
+    def forget(self) -> None:
+        """Nothing that was computed so far is used again. Only while nobody waits."""
+        self._drop_cancelled()
+        for sequence in self._sequences:
+            self._forget(sequence)
 
     def fail(self, error: Exception) -> None:
         """Hand `error` to everybody who waits."""
@@ -280,6 +289,8 @@ class Batcher:
         if cut >= 0:
             sequence.text = text[:cut].encode()
             return self._finish(sequence, job, "stop")
+        if job.hear:
+            job.hear(text)
         if sequence.produced == sampling.max_tokens:
             self._finish(sequence, job, "length")
 

@@ -16,8 +16,9 @@ from minicollab.errors import ModelError, StageError
 _NO_KV_SLOT = 1  # llama_decode: the batch did not fit into the context's cells, nothing was changed
 
 
-def set_adapter(model: Any, context: Any, adapter: Path) -> None:
-    """Put a LoRA GGUF on a llama.cpp context at full strength; the model owns and frees it."""
+def set_adapter(model: Any, context: Any, adapter: Path) -> Any:
+    """Put a LoRA GGUF on a llama.cpp context at full strength. Returns llama.cpp's handle on it, which
+    the model owns and frees."""
     import llama_cpp as lc
 
     lora = lc.llama_adapter_lora_init(model, str(adapter).encode())
@@ -25,8 +26,15 @@ def set_adapter(model: Any, context: Any, adapter: Path) -> None:
         raise ModelError(
             f"llama.cpp cannot load the adapter {adapter.name}: {last_error()}", "Run the export stage again."
         )
+    _set_strength(context, lora, 1.0)
+    return lora
+
+
+def _set_strength(context: Any, lora: Any, strength: float) -> None:
+    import llama_cpp as lc
+
     adapters = (lc.llama_adapter_lora_p_ctypes * 1)(lora)
-    lc.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
+    lc.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(strength))
 
 
 class Batch:
@@ -103,8 +111,11 @@ class Context:
             )
         self._memory = lc.llama_get_memory(self._context)
         self.batch = Batch(plan.batch)
-        if adapter:
-            set_adapter(weights.model, self._context, adapter)
+        self._adapter = set_adapter(weights.model, self._context, adapter) if adapter else None
+
+    def set_strength(self, strength: float) -> None:
+        """How much of the adapter counts from now on. What is in the cells was computed before."""
+        _set_strength(self._context, self._adapter, strength)
 
     def forget(self, sequence: int, start: int = 0) -> None:
         """Free the sequence's cells from position `start` on."""

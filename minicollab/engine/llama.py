@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class LlamaEngine:
         _LOG.info(self.plan.line)
         self.context = self.plan.longest
         sequences = 1 if options.deterministic else options.sequences
-        context = Context(self._weights, self.plan, sequences, options.threads or cores(), adapter)
-        self._batcher = Batcher(self._weights, context, self.usage, options.deterministic)
+        self._context = Context(self._weights, self.plan, sequences, options.threads or cores(), adapter)
+        self._batcher = Batcher(self._weights, self._context, self.usage, options.deterministic)
 
     def chat(self, messages: Iterable[Message], reply: str = "") -> Prompt:
         return self._weights.template.render(messages, reply)
@@ -57,8 +57,17 @@ class LlamaEngine:
     def length(self, prompt: Prompt) -> int:
         return len(self._weights.tokenize(prompt))
 
-    async def generate(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        answer: Completion = await self._submit(self._weights.tokenize(prompt), sampling=sampling)
+    def set_strength(self, strength: float) -> None:
+        """How much of the adapter counts from now on: 0 nothing, 1 all of it. What was computed is
+        forgotten. Not for an engine whose answers are cached."""
+        self._context.set_strength(strength)
+        self._batcher.forget()
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, hear: Callable[[str], None] | None = None
+    ) -> Completion:
+        """`hear` is called with the whole text so far, each time that there is more of it."""
+        answer: Completion = await self._submit(self._weights.tokenize(prompt), sampling=sampling, hear=hear)
         return answer
 
     async def score(self, prompt: Prompt, continuations: Sequence[str]) -> list[float]:

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from minicollab.errors import StageError
 from minicollab.files import aside
-from minicollab.gguf.files import read_gguf, value
-
-# llama.cpp interleaves the two rotary halves of q and k in files of architecture "llama"
-# (Llama, Mistral, SmolLM), and keeps Hugging Face's order in the others.
-_INTERLEAVED = {"llama": True, "qwen2": False, "qwen3": False}
+from minicollab.gguf.architectures import architecture, tensor_names, to_llama_cpp
+from minicollab.gguf.files import read_gguf, shape, value
 
 # Settings of adapter_config.json that a LoRA GGUF has no words for, and what to say instead.
 _UNSUPPORTED = {
     "use_dora": "Train without DoRA.",
     "modules_to_save": "Train LoRA only, without modules_to_save.",
     "trainable_token_indices": "Train LoRA only, without trained tokens.",
-    "rank_pattern": "Train all modules with one rank.",
-    "alpha_pattern": "Train all modules with one alpha.",
+    "target_parameters": "Train LoRA on linear layers only, without target_parameters.",
+    "layer_replication": "Train without layer_replication.",
+    "alora_invocation_tokens": "Train without alora_invocation_tokens.",
+    "use_qalora": "Train without QALoRA.",
     "lora_bias": "Train without lora_bias.",
     "fan_in_fan_out": "Train a model with plain linear layers.",
 }
+# With these starts PEFT takes something out of the base's weights, which the GGUF still has.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+# Around the text model, where there is a multimodal one (Gemma 3).
+_WRAPPED = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
 
 
-def adapter_to_gguf(adapter_dir: Path, base_gguf: Path, out: Path) -> Path:
+def adapter_to_gguf(adapter_dir: Path, base_gguf: Path, out: Path, scale: float = 1.0) -> Path:
     """Convert `adapter_dir` (adapter_config.json, adapter_model.safetensors) for `base_gguf`.
 
     Every adapted tensor becomes `<name>.lora_a`, (rank, in), and `<name>.lora_b`, (out, rank);
-    llama.cpp adds alpha / rank * B @ A. float32, because the entries of B after a few DPO steps
-    are about as small as float16's smallest.
-    Raises StageError where the adapter is not plain LoRA, or was made for another model.
+    llama.cpp adds alpha / rank * B @ A, with one alpha for all. PEFT may have an alpha per module
+    and may divide by sqrt(rank) (rsLoRA, Kalajdzievski 2023): what differs between modules goes
+    into B. `scale` multiplies alpha. float32, because the entries of B after a few DPO steps are
+    about as small as float16's smallest.
+    Raises ModelError for an unknown architecture, StageError where the adapter is not plain LoRA
+    or was made for another model.
     """
     import gguf
 
     config = _config(adapter_dir)
+    if not scale:
+        raise StageError("an adapter at scale 0 changes nothing", "Give a scale such as 0.5.")
     base = read_gguf(base_gguf)
-    arch = value(base, "general.architecture")
-    if arch not in _INTERLEAVED:
-        raise StageError(
-            f"adapters for the architecture {arch!r} cannot be converted",
-            f"Use one of {', '.join(_INTERLEAVED)}.",
-        )
-    pairs = _pairs(adapter_dir, base, arch)
+    architecture(base)
+    pairs = _pairs(adapter_dir, config, base, base_gguf.name)
     rank = config["r"]
-    alpha = config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1)
+    alpha = scale * config["lora_alpha"] * (math.sqrt(rank) if config.get("use_rslora") else 1)
     with aside(out) as partial:
-        writer = gguf.GGUFWriter(partial, arch)
+        writer = gguf.GGUFWriter(partial, value(base, "general.architecture"))
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_name(f"{value(base, 'general.name', base_gguf.stem)} minicollab adapter")
         writer.add_string("adapter.type", "lora")
@@ -66,78 +71,95 @@ def adapter_to_gguf(adapter_dir: Path, base_gguf: Path, out: Path) -> Path:
 
 def _config(adapter_dir: Path) -> dict[str, Any]:
     try:
-        config = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
+        config: Any = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StageError(f"no PEFT adapter in {adapter_dir}: {error}", "Run the train stage first.") from None
-    if config.get("peft_type") != "LORA":
-        raise StageError(f"{adapter_dir} holds a {config.get('peft_type')} adapter", "Train a LoRA adapter.")
+        raise StageError(
+            f"no PEFT adapter in {adapter_dir}: {error}", "Give the folder that the trainer saved."
+        ) from None
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise StageError(f"{adapter_dir} holds a {kind} adapter", "Train a LoRA adapter.")
     for setting, remedy in _UNSUPPORTED.items():
         if config.get(setting):
             raise StageError(f"the adapter sets {setting}, which GGUF adapters do not have", remedy)
+    if config.get("bias", "none") != "none":
+        raise StageError("the adapter has trained biases, which GGUF adapters do not have", "Set bias: none.")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGES_THE_BASE):
+        raise StageError(
+            f"the adapter was started with {start}, which changes the base's own weights",
+            "Convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion first.",
+        )
+    if not config.get("r") or not config.get("lora_alpha"):
+        raise StageError(f"the adapter in {adapter_dir} has no r or no lora_alpha", "Train it again.")
     return config
 
 
-def _pairs(adapter_dir: Path, base: Any, arch: str) -> dict[str, tuple[Any, Any]]:
+def _pairs(adapter_dir: Path, config: dict[str, Any], base: Any, base_name: str) -> dict[str, Any]:
     """GGUF tensor name → (A, B) as float32 arrays, checked against the base's shapes."""
-    shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in base.tensors}
-    pairs = {}
+    shapes, names, pairs = {t.name: shape(t) for t in base.tensors}, tensor_names(base), {}
     for module, (a, b) in _modules(adapter_dir).items():
-        name = _tensor_name(module, base, arch)
+        plain = _WRAPPED.sub("", module)
+        if plain == "lm_head" and "output.weight" not in shapes:
+            raise StageError(
+                f"the adapter trains lm_head, which {base_name} shares with its embeddings",
+                "Train without lm_head.",
+            )
+        known = names.get_name(plain if plain == "lm_head" else f"model.{plain}")
+        if known is None:
+            raise StageError(
+                f"the adapter trains {module}, which {base_name} has no tensor for",
+                "Train attention and feed-forward projections only, and export for the GGUF trained on.",
+            )
+        name = f"{known}.weight"
         if shapes.get(name) != (b.shape[0], a.shape[1]):
             raise StageError(
                 f"the adapter's {module} ({b.shape[0]}x{a.shape[1]}) does not fit the base's"
                 f" {name} ({'x'.join(map(str, shapes.get(name, ()))) or 'not there'})",
                 "Export against the GGUF that the adapter was trained on.",
             )
-        if _INTERLEAVED[arch] and name.endswith(("attn_q.weight", "attn_k.weight")):
-            key = "head_count" if name.endswith("attn_q.weight") else "head_count_kv"
-            b = interleave(b, value(base, f"{arch}.attention.{key}"))
-        pairs[name] = (a, b)
+        pairs[name] = (a, to_llama_cpp(name, b * b.dtype.type(_share(module, len(a), config)), base))
     return pairs
 
 
-def interleave(rows: Any, heads: int) -> Any:
-    """Rows of q or k, (out, n), from Hugging Face's rotary order (first halves, then second
-    halves of each head) to llama.cpp's (pairs)."""
-    import numpy as np
-
-    out, n = rows.shape
-    return np.ascontiguousarray(rows.reshape(heads, 2, out // heads // 2, n).swapaxes(1, 2).reshape(out, n))
+def _share(module: str, rank: int, config: dict[str, Any]) -> float:
+    """The module's own alpha / rank (or sqrt(rank)), over what llama.cpp makes of the common alpha."""
+    alphas: dict[str, float] = config.get("alpha_pattern") or {}
+    # PEFT's rule for patterns: a whole name, or the end of one after a dot; the first that fits.
+    own = (alpha for key, alpha in alphas.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = next(own, config["lora_alpha"])
+    ranks = rank / config["r"] if config.get("use_rslora") else 1
+    return alpha / config["lora_alpha"] * math.sqrt(ranks)
 
 
 def _modules(adapter_dir: Path) -> dict[str, tuple[Any, Any]]:
     """Module name → (A, B) of every LoRA layer in the adapter."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = adapter_dir / "adapter_model.safetensors"
     if not file.is_file():
-        raise StageError(f"there is no {file.name} in {adapter_dir}", "Run the train stage first.")
+        raise StageError(
+            f"there is no {file.name} in {adapter_dir}", "Give the folder that the trainer saved."
+        )
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise StageError(f"{file} cannot be read: {error}", "Run the train stage again.") from None
     halves: dict[str, dict[str, Any]] = {}
-    for key, tensor in load_file(file).items():
-        module, _, half = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        if half not in ("lora_A", "lora_B"):
+    for key, tensor in tensors.items():
+        found = _KEY.fullmatch(key)
+        if not found:
             raise StageError(
                 f"the adapter holds {key}, which is not LoRA on a linear layer",
                 "Train LoRA on linear layers only, without embeddings.",
             )
+        module, half = found.groups()
         halves.setdefault(module, {})[half] = tensor.float().numpy()
     broken = [module for module, pair in halves.items() if len(pair) != 2]
+    broken += [m for m, p in halves.items() if m not in broken and len(p["A"]) != p["B"].shape[-1]]
     if broken or not halves:
         raise StageError(
             f"the adapter in {adapter_dir} is incomplete {broken[:1]}", "Run the train stage again."
         )
-    return {module: (pair["lora_A"], pair["lora_B"]) for module, pair in halves.items()}
-
-
-def _tensor_name(module: str, base: Any, arch: str) -> str:
-    import gguf
-
-    archs = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(archs[arch], value(base, f"{arch}.block_count"))
-    name = names.get_name(module)
-    if name is None:
-        raise StageError(
-            f"the adapter trains {module}, which {arch} models have no tensor for",
-            "Train the attention and feed-forward projections only.",
-        )
-    return f"{name}.weight"
+    return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}

@@ -2,110 +2,140 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minicollab.engine.quiet import quiet
 from minicollab.errors import ModelError
 from minicollab.files import aside, need_space
-from minicollab.gguf.files import parameters, read_gguf, value
+from minicollab.gguf.architectures import architecture, tensor_names, to_hugging_face
+from minicollab.gguf.files import dequantized, parameters, read_gguf, shape
+from minicollab.gguf.hf_config import REMEDY, hf_config
+from minicollab.gguf.tokenizer import hf_tokenizer
 from minicollab.progress import Progress, silent
-from minicollab.silence import no_bars
+from minicollab.silence import no_bars, no_logs
 
 _PROBE = "Don't pay $3.99 for 12345 apples in 2024;\n\n\n  x1y22 = f(a_b[i+1])\t# naïve 日本語 ½ 😀 THEY'RE"
-_REMEDY = "Set models.train_base in the recipe to the Hugging Face folder that this GGUF was made from."
+_FILE = "2GB"  # of weights at most, or one tensor
 
 
 def dequantize_to_hf(gguf: Path, folder: Path, progress: Progress = silent) -> Path:
     """Write the GGUF's weights, tokenizer and chat template as a float32 folder; returns `folder`.
 
-    Done once: a folder that is there is complete, because it got its name last.
+    Done once: a folder that is there is complete, because it got its name last. One file of
+    weights is in memory at a time.
     float32 because it holds the GGUF's values exactly. bfloat16 would round what llama.cpp
     does not, and that noise would be in every comparison of the two afterwards.
-    Raises ModelError if transformers cannot read this architecture or tokenizer.
+    Raises ModelError if there is no way from this architecture or tokenizer to transformers'.
     """
     if folder.is_dir():
         return folder
     reader = read_gguf(gguf)
+    model = _empty_model(reader)
     need_space(folder.parent, 4 * parameters(reader), f"Dequantizing {gguf.name}")
     what = f"dequantize {gguf.name}"
-    progress(what, 0, 3)
-    tokenizer = _tokenizer(gguf, reader)
-    progress(what, 1, 3)
-    model = _model(gguf)
-    progress(what, 2, 3)
-    with aside(folder) as partial, no_bars():
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    progress(what, 3, 3)
+    progress(what, 0, 1)
+    with aside(folder) as partial, no_bars(), no_logs():
+        partial.mkdir()
+        model.config.save_pretrained(partial)
+        model.generation_config.save_pretrained(partial)
+        hf_tokenizer(reader).save_pretrained(partial)
+        _check_tokenizer(gguf, partial)
+        _write_weights(reader, model, partial, lambda done: progress(what, done, 1))
+    progress(what, 1, 1)
     return folder
 
 
-def _model(gguf: Path) -> Any:
+def _empty_model(reader: Any) -> Any:
+    """A model of the GGUF's architecture and sizes, without memory for its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _readable(gguf), no_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-        )
-    # The weights are plain now; save_pretrained refuses while these say otherwise.
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
+    kind = architecture(reader).model_type
+    try:
+        with torch.device("meta"), no_logs():
+            made = AutoConfig.for_model(kind, **hf_config(reader))
+            model: Any = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"transformers has no such {kind} model: {error}", REMEDY) from error
+    model.config.architectures = [type(model).__name__]
     return model
 
 
-def _tokenizer(gguf: Path, reader: Any) -> Any:
+def _write_weights(reader: Any, model: Any, folder: Path, progress: Callable[[float], None]) -> None:
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    sources = _sources(reader, model)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name in sources}
+    files = split_torch_state_dict_into_shards(wanted, max_shard_size=_FILE)
+    for done, (file, names) in enumerate(files.filename_to_tensors.items()):
+        progress(done / len(files.filename_to_tensors))
+        tensors = {}
+        for name in names:
+            source = sources[name]
+            rows = to_hugging_face(source.name, dequantized(source), reader)
+            tensors[name] = torch.from_numpy(rows)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if files.is_sharded:
+        index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _sources(reader: Any, model: Any) -> dict[str, Any]:
+    """Parameter of the model → the GGUF's tensor for it. Raises ModelError unless they match."""
+    tensors, names = {t.name: t for t in reader.tensors}, tensor_names(reader)
+    sources = {}
+    for parameter, empty in model.state_dict().items():
+        if parameter == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        module, _, kind = parameter.rpartition(".")
+        source = tensors.pop(f"{names.get_name(module)}.{kind}", None)
+        if source is None or shape(source) != tuple(empty.shape):
+            raise ModelError(f"the GGUF has no {parameter} of shape {tuple(empty.shape)}", REMEDY)
+        sources[parameter] = source
+    unknown = [name for name in tensors if not name.startswith("rope_")]  # those are in the config
+    if unknown:
+        raise ModelError(f"transformers has no place for {unknown[0]}", REMEDY)
+    return sources
+
+
+def _check_tokenizer(gguf: Path, folder: Path) -> None:
+    """Training must see the tokens that llama.cpp will see, in a text and in a chat."""
+    import llama_cpp as lc
     from transformers import AutoTokenizer
 
-    with _readable(gguf), no_bars():
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    # transformers guesses these and is wrong about chat models: for SmolLM2 it ends a turn with
-    # <|im_start|>, for Qwen2.5 with <|endoftext|>. The GGUF says what they are.
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    for name, key in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
-        token = value(reader, f"tokenizer.ggml.{key}_token_id")
-        if token is not None:
-            setattr(tokenizer, f"{name}_token", tokens.contents(token))
-    tokenizer.clean_up_tokenization_spaces = False
-    tokenizer.model_max_length = value(reader, f"{value(reader, 'general.architecture')}.context_length")
-    if value(reader, "tokenizer.ggml.pre") == "smollm":
-        _split_digits(tokenizer)
-    _check_tokenizer(gguf, tokenizer)
-    return tokenizer
-
-
-def _split_digits(tokenizer: Any) -> None:
-    """transformers forgets that SmolLM reads numbers digit by digit."""
-    from tokenizers import pre_tokenizers as pre
-
-    steps = [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
-    tokenizer.backend_tokenizer.pre_tokenizer = pre.Sequence(steps)
-
-
-def _check_tokenizer(gguf: Path, tokenizer: Any) -> None:
-    """Training must see the tokens that llama.cpp will see."""
-    import llama_cpp as lc
-
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    texts = {_PROBE: False}  # and whether control tokens are read in it
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": _PROBE}]
+        texts[tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)] = True
     quiet()
     params = lc.llama_model_default_params()
     params.vocab_only = True
     model = lc.llama_model_load_from_file(str(gguf).encode(), params)
     if not model:
         raise ModelError(f"llama.cpp cannot load {gguf}", "Download or convert the GGUF again.")
-    text = _PROBE.encode()
-    room = len(text) + 1  # one more than a token a byte: some vocabularies put a space in front
-    out = (lc.llama_token * room)()
-    n = lc.llama_tokenize(lc.llama_model_get_vocab(model), text, len(text), out, room, False, False)
-    lc.llama_model_free(model)
-    if tokenizer.encode(_PROBE, add_special_tokens=False) != list(out[:n]):
-        raise ModelError(f"transformers reads text into other tokens than llama.cpp for {gguf.name}", _REMEDY)
-
-
-@contextlib.contextmanager
-def _readable(gguf: Path) -> Any:
     try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise ModelError(f"transformers cannot read {gguf.name}: {error}", _REMEDY) from error
+        same = all(
+            tokenizer.encode(text, add_special_tokens=False) == _llama_tokens(model, text, control)
+            for text, control in texts.items()
+        )
+    finally:
+        lc.llama_model_free(model)
+    if not same:
+        raise ModelError(f"transformers reads text into other tokens than llama.cpp for {gguf.name}", REMEDY)
+
+
+def _llama_tokens(model: Any, text: str, control: bool) -> list[int]:
+    import llama_cpp as lc
+
+    data = text.encode()
+    room = len(data) + 1  # one more than a token a byte: some vocabularies put a space in front
+    out = (lc.llama_token * room)()
+    n = lc.llama_tokenize(lc.llama_model_get_vocab(model), data, len(data), out, room, False, control)
+    return list(out[:n])

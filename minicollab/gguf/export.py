@@ -1,70 +1,147 @@
-"""The export stage: everything a chat app needs, in one folder, or nothing."""
+"""From an adapter and its base to everything a chat app needs, in one folder, or to nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minicollab.errors import StageError
-from minicollab.files import aside, need_space, remove, scratch
+from minicollab.files import aside, need_space, remove, scratch, sync
+from minicollab.gguf import apps
 from minicollab.gguf.adapter import adapter_to_gguf
-from minicollab.gguf.files import parameters, read_gguf, value
+from minicollab.gguf.files import parameters, read_gguf
 from minicollab.gguf.merge import check_kind, merge, quantize
-from minicollab.gguf.verify import verify
+from minicollab.gguf.origin import Base, Origin, metadata
+from minicollab.gguf.verify import Chat, verify
 from minicollab.progress import Progress, silent
 
+REPORT, FAILED = "verification.json", "verification-failed.json"
 
-def export_run(
-    adapter_dir: Path,
-    base_gguf: Path,
-    hf_base: Path,
-    out_dir: Path,
-    quantization: str,
-    prompts: Sequence[list[dict[str, str]]],
-    progress: Progress = silent,
+
+@dataclass(frozen=True)
+class Order:
+    """What to export: the PEFT folder `adapter`, times `scale`, for the GGUF `base`, merged as each
+    of `kinds`; `only` leaves the merged files or the adapter's out."""
+
+    adapter: Path
+    base: Path
+    origin: Origin
+    kinds: tuple[str, ...]
+    scale: float = 1.0
+    only: Literal["adapter", "merged"] | None = None
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """The quantizations that will be written."""
+        return () if self.only == "adapter" else self.kinds
+
+
+def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """In lower case, each once. Raises ModelError, which names the known ones."""
+    return tuple(dict.fromkeys(check_kind(kind) for kind in kinds))
+
+
+def model_name(kind: str) -> str:
+    return f"model-{kind.lower()}.gguf"
+
+
+def export(
+    order: Order, hf_base: Callable[[], Path], out: Path, chats: Sequence[Chat], progress: Progress = silent
 ) -> dict[str, Any]:
-    """Write adapter.gguf, model-<quantization>.gguf, Modelfile and verification.json to `out_dir`.
+    """Write the files of `order` to the folder `out`, once `verify` has found them right on `chats`.
 
-    Returns `{"adapter", "model", "modelfile": Path, "verification": dict}`. The files get their
-    names only after `verify` has passed; if it has not, StageError lists why, and of this and
-    any earlier export only verification.json is left, which is always written last.
+    `hf_base` gives the Hugging Face folder for torch; it is called when the files are there to be
+    compared. Returns `{"adapter", "model" (the first one): names in `out`, "files": all names,
+    "verification": what `verify` found}`. The files of an earlier export go when these come; if
+    the check fails it is they that stay, StageError says why, and verification-failed.json all.
     """
-    kind = check_kind(quantization)
-    f16_bytes = 2 * parameters(read_gguf(base_gguf))
-    need_space(out_dir, 2 * f16_bytes, "The export")
-    names = {"adapter": "adapter.gguf", "model": f"model-{kind}.gguf", "modelfile": "Modelfile"}
-    report = out_dir / "verification.json"
-    for old in [report, *out_dir.glob("model-*.gguf"), *(out_dir / name for name in names.values())]:
-        remove(old)
-    with scratch(out_dir / ".unverified") as work:
-        work.mkdir()
-        adapter = adapter_to_gguf(adapter_dir, base_gguf, work / names["adapter"])
-        merged = merge(base_gguf, adapter, work / "merged-f16.gguf", progress)
-        model = quantize(merged, work / names["model"], kind, progress)
-        result = verify(base_gguf, adapter, merged, model, hf_base, adapter_dir, prompts, progress)
-        with aside(work / names["modelfile"]) as partial:
-            partial.write_text(modelfile(model), encoding="utf-8")
-        if result["ok"]:
-            for name in names.values():
-                os.replace(work / name, out_dir / name)
-    with aside(report) as partial:
-        partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if not result["ok"]:
-        raise StageError(
-            f"the exported model failed its check: {'; '.join(result['failures'])}",
-            f"See {report}. If no logit changed, train for longer; if the KL is high, the adapter was trained"
-            " on other weights than this GGUF's: leave models.train_base out of the recipe.",
-        )
-    return {key: out_dir / name for key, name in names.items()} | {"verification": result}
+    kinds = check_kinds(order.merged)
+    reader = read_gguf(order.base)
+    need_space(out, room(parameters(reader), kinds), "The export")
+    with scratch(out / ".unverified") as work:
+        kept = work / "kept"
+        kept.mkdir(parents=True)
+        adapter = (work if order.only == "merged" else kept) / "adapter.gguf"
+        adapter_to_gguf(order.adapter, order.base, adapter, order.scale)
+        base = Base.read(reader, order.base.stem)
+        models = _merged(order, kinds, base, adapter, work, progress)
+        check = verify(order.base, adapter, models, hf_base(), order.adapter, chats, order.scale, progress)
+        if not check["ok"]:
+            _write(out / FAILED, check)
+            raise StageError(
+                f"the exported model failed its check: {'; '.join(check['failures'])}",
+                f"See {out / FAILED}. If no logit changed, train for longer; if the KL is high, the adapter"
+                " was trained on other weights than this GGUF's.",
+            )
+        _add_texts(kept, order, base, reader, [models[kind] for kind in kinds], check)
+        files = sorted(path.name for path in kept.iterdir())
+        _replace(out, kept, files)
+    _write(out / REPORT, check | {"files": files})
+    made: dict[str, Any] = {"files": files, "verification": check}
+    if "adapter.gguf" in files:
+        made["adapter"] = "adapter.gguf"
+    if kinds:
+        made["model"] = model_name(kinds[0])
+    return made
 
 
-def modelfile(model: Path) -> str:
-    """Ollama's Modelfile for a GGUF beside it. Ollama takes the chat template from the GGUF."""
-    reader = read_gguf(model)
-    ids = [value(reader, f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    stops = dict.fromkeys(tokens.contents(i) for i in ids if i is not None)
-    return "\n".join([f"FROM ./{model.name}", *(f'PARAMETER stop "{stop}"' for stop in stops), ""])
+def room(numbers: int, kinds: Sequence[str]) -> int:
+    """Bytes that merging a model of so many numbers needs: F16, and every kind beside it. At most
+    two and a half bits more than a kind is called by: some tensors are kept finer."""
+    bits = {kind: min(8.5, int(next(filter(str.isdigit, kind))) + 2.5) for kind in kinds}
+    bits |= {kind: 16.0 for kind in (*kinds, "f16") if kinds and kind in ("f16", "bf16")}
+    return round(numbers * sum(bits.values()) / 8)
+
+
+def _merged(
+    order: Order, kinds: Sequence[str], base: Base, adapter: Path, work: Path, progress: Progress
+) -> dict[str, Path]:
+    """The merged files by quantization. The F16 one is always there, since all others come from it."""
+    if not kinds:
+        return {}
+    f16 = (work / "kept" if "f16" in kinds else work) / model_name("f16")
+    told = metadata(order.origin, base, order.scale)
+    merge(order.base, adapter, f16, progress, metadata=told)
+    models = {"f16": f16}
+    for kind in kinds:
+        if kind != "f16":
+            models[kind] = quantize(f16, work / "kept" / model_name(kind), kind, progress)
+    return {kind: models[kind] for kind in dict.fromkeys([*kinds, "f16"])}
+
+
+def _add_texts(
+    kept: Path, order: Order, base: Base, reader: Any, models: Sequence[Path], check: Mapping[str, Any]
+) -> None:
+    name = apps.slug(order.origin, base)
+    adapter = None if order.only == "merged" else "adapter.gguf"
+    names = [path.name for path in models]
+    if models:
+        (kept / "Modelfile").write_text(apps.modelfile(names[0], reader), "utf-8")
+        with suppress(OSError):  # not every file system has hard links; HOWTO.md has another way
+            apps.lm_studio(kept / apps.LM_STUDIO, name, models)
+    (kept / "HOWTO.md").write_text(apps.howto(name, names, adapter, order.base.name), "utf-8")
+    files = [*names, *([adapter] if adapter else [])]
+    (kept / "MODEL_CARD.md").write_text(apps.card(order.origin, base, check, files), "utf-8")
+
+
+def _replace(out: Path, kept: Path, files: Sequence[str]) -> None:
+    """Put the files in `out`, in place of what the report of an earlier export names."""
+    earlier: list[str] = []
+    with suppress(OSError, ValueError, AttributeError):
+        earlier = json.loads((out / REPORT).read_text("utf-8")).get("files", [])
+    for name in [FAILED, REPORT, *earlier, *files]:
+        if Path(name).name == name:
+            remove(out / name)
+    for name in files:
+        sync(kept / name)
+        os.replace(kept / name, out / name)
+
+
+def _write(path: Path, report: Mapping[str, Any]) -> None:
+    with aside(path) as partial:
+        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

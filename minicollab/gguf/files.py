@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from minicollab.errors import ModelError
+
+_BLOCK = 2**23  # numbers at a time: some 100 MB with what dequantizing needs besides
 
 
 def read_gguf(path: Path) -> Any:
@@ -38,3 +41,31 @@ def value(reader: Any, key: str, default: Any = None) -> Any:
 def parameters(reader: Any) -> int:
     """How many numbers the tensors of a GGUF hold."""
     return sum(int(t.n_elements) for t in reader.tensors)
+
+
+def shape(tensor: Any) -> tuple[int, ...]:
+    """(rows, columns) of a GGUF's tensor, as numpy and torch have them."""
+    return tuple(int(n) for n in reversed(tensor.shape))
+
+
+def blocks(tensor: Any) -> Iterator[tuple[int, Any]]:
+    """The tensor as float32, some rows at a time: (index of the first row, rows).
+
+    At most `_BLOCK` numbers each (but at least one row): an embedding can be gigabytes.
+    """
+    import gguf
+
+    rows = shape(tensor)[0]
+    step = max(1, _BLOCK * rows // int(tensor.n_elements))
+    for start in range(0, rows, step):
+        yield start, gguf.quants.dequantize(tensor.data[start : start + step], tensor.tensor_type)
+
+
+def dequantized(tensor: Any) -> Any:
+    """The whole tensor as a float32 array."""
+    import numpy as np
+
+    out = np.empty(shape(tensor), np.float32)
+    for start, rows in blocks(tensor):
+        out[start : start + len(rows)] = rows
+    return out

@@ -3,70 +3,73 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from minicollab.engine.quiet import last_error, quiet
 from minicollab.errors import ModelError, StageError
 from minicollab.files import aside
-from minicollab.gguf.files import read_gguf, value
+from minicollab.gguf.files import blocks, read_gguf, shape, value
 from minicollab.progress import Progress, silent
 
-KINDS = [
-    "f16",
-    "bf16",
-    "q8_0",
-    "q6_k",
-    "q5_k_m",
-    "q5_k_s",
-    "q5_0",
-    "q5_1",
-    "q4_k_m",
-    "q4_k_s",
-    "q4_0",
-    "q4_1",
-    "iq4_nl",
-    "iq4_xs",
-    "q3_k_l",
-    "q3_k_m",
-    "q3_k_s",
-    "q2_k",
-]
-"""The quantizations that need no importance matrix."""
+KINDS = (
+    *("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1"),
+    *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k"),
+    *("tq2_0", "tq1_0", "q2_0", "q1_0"),
+)
+"""What llama.cpp makes without an importance matrix. The last line is for models trained so."""
 
-# Keys that describe the base's file rather than the model; the writer sets the first itself.
-_OF_THE_FILE = (
+_NEED_A_MATRIX = ("q2_k_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+
+# Keys that describe the base or its file rather than the merged model; the writer sets the first itself.
+_OF_THE_BASE = (
     *("GGUF.", "split.", "quantize."),
     *(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment")),
+    *(f"general.{key}." for key in ("base_model", "dataset", "source")),
+    *(f"general.{key}" for key in ("uuid", "doi", "url", "repo_url", "author", "organization", "version")),
+    "general.quantized_by",
 )
 
 
-def merge(base_gguf: Path, adapter_gguf: Path, out: Path, progress: Progress = silent) -> Path:
-    """Write W + alpha / rank * B @ A for every tensor, computed in float32, as float16.
+def merge(
+    base_gguf: Path,
+    adapter_gguf: Path,
+    out: Path,
+    progress: Progress = silent,
+    kind: str = "f16",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write W + alpha / rank * B @ A for every tensor, computed in float32, as `kind`: f16 or f32.
 
-    One-dimensional tensors (norms, biases) are float32, as llama.cpp wants them. One tensor is
-    in memory at a time. All metadata of the base is kept, the tokenizer and the chat template
-    above all. Raises StageError if the adapter does not belong to the base.
+    One-dimensional tensors (norms, biases) are float32, as llama.cpp wants them. Some rows of one
+    tensor are in memory at a time. All metadata of the base is kept, the tokenizer and the chat
+    template above all, and `metadata` (texts, whole numbers, lists of texts) added. Raises
+    StageError if the adapter does not belong to the base.
     """
     import gguf
     import numpy as np
 
     base, adapter = read_gguf(base_gguf), read_gguf(adapter_gguf)
     deltas = _deltas(base, adapter, adapter_gguf)
+    matrices = np.float16 if kind == "f16" else np.float32
+    kinds = [np.dtype(np.float32 if len(t.shape) == 1 else matrices) for t in base.tensors]
     with aside(out) as partial:
         writer = gguf.GGUFWriter(partial, value(base, "general.architecture"))
-        _copy_metadata(base, writer, base_gguf)
-        kinds = [np.float32 if len(t.shape) == 1 else np.float16 for t in base.tensors]
-        for tensor, kind in zip(base.tensors, kinds, strict=True):
-            shape = [int(n) for n in reversed(tensor.shape)]
-            size = int(tensor.n_elements) * np.dtype(kind).itemsize
-            writer.add_tensor_info(tensor.name, shape, np.dtype(kind), size)
+        _copy_metadata(base, writer, base_gguf, kind, metadata or {})
+        for tensor, dtype in zip(base.tensors, kinds, strict=True):
+            size = int(tensor.n_elements) * dtype.itemsize
+            writer.add_tensor_info(tensor.name, shape(tensor), dtype, size)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, (tensor, kind) in enumerate(zip(base.tensors, kinds, strict=True)):
+        (file,) = writer.fout
+        for done, (tensor, dtype) in enumerate(zip(base.tensors, kinds, strict=True)):
             progress("merge", done, len(kinds))
-            writer.write_tensor_data(_merged(tensor, deltas.get(tensor.name), kind))
+            writer.write_padding(file, file.tell())
+            for rows in _merged(tensor, deltas.get(tensor.name), dtype):
+                rows.tofile(file)
+        writer.write_padding(file, file.tell())
         writer.close()
     progress("merge", len(kinds), len(kinds))
     return out
@@ -88,25 +91,24 @@ def _deltas(base: Any, adapter: Any, path: Path) -> dict[str, tuple[float, Any, 
     return {n: (alpha / len(a), a, halves[f"{n}.lora_b"]) for n in names for a in [halves[f"{n}.lora_a"]]}
 
 
-def _merged(tensor: Any, delta: tuple[float, Any, Any] | None, kind: type) -> Any:
-    import gguf
+def _merged(tensor: Any, delta: tuple[float, Any, Any] | None, dtype: Any) -> Iterator[Any]:
     import numpy as np
 
-    weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    if delta:
-        scale, a, b = delta
-        weight = weight + np.float32(scale) * (b @ a)
-    with np.errstate(over="ignore"):
-        stored: Any = weight.astype(kind)
-    if not np.isfinite(stored).all():
-        raise StageError(
-            f"{tensor.name} does not fit into float16 after merging",
-            "Train again with a lower learning rate.",
-        )
-    return stored
+    for start, weight in blocks(tensor):
+        if delta:
+            scale, a, b = delta
+            weight = weight + np.float32(scale) * (b[start : start + len(weight)] @ a)
+        with np.errstate(over="ignore"):
+            stored = weight.astype(dtype)
+        if not np.isfinite(stored).all():
+            raise StageError(
+                f"{tensor.name} does not fit into {dtype.name} after merging",
+                "Train again with a lower learning rate.",
+            )
+        yield stored
 
 
-def _copy_metadata(base: Any, writer: Any, base_gguf: Path) -> None:
+def _copy_metadata(base: Any, writer: Any, base_gguf: Path, kind: str, added: Mapping[str, Any]) -> None:
     import gguf
     import llama_cpp as lc
 
@@ -115,14 +117,16 @@ def _copy_metadata(base: Any, writer: Any, base_gguf: Path) -> None:
         "general.name": f"{name} minicollab",
         "general.finetune": "minicollab",
         "general.description": f"Trained with minicollab from {name}",
+        **added,
     }
     for key, field in base.fields.items():
         # The writer has no empty arrays; one says as little as none.
-        if key not in ours and not key.startswith(_OF_THE_FILE) and len(field.data):
+        if key not in ours and not key.startswith(_OF_THE_BASE) and len(field.data):
             writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
-    for key, text in ours.items():
-        writer.add_string(key, text)
-    writer.add_file_type(lc.LLAMA_FTYPE_MOSTLY_F16)
+    add = {str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
+    for key, content in ours.items():
+        add[type(content)](key, content)
+    writer.add_file_type(lc.LLAMA_FTYPE_MOSTLY_F16 if kind == "f16" else lc.LLAMA_FTYPE_ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
@@ -153,8 +157,11 @@ def quantize(src: Path, out: Path, kind: str, progress: Progress = silent) -> Pa
 
 def check_kind(kind: str) -> str:
     """The kind in lower case; raises ModelError, which names the known ones."""
-    if kind.lower() not in KINDS:
-        raise ModelError(
-            f"there is no quantization {kind!r}", f"Set export.quantization to one of {', '.join(KINDS)}."
-        )
-    return kind.lower()
+    kind = kind.lower()
+    if kind in KINDS:
+        return kind
+    known = kind in _NEED_A_MATRIX
+    raise ModelError(
+        f"{kind} needs an importance matrix" if known else f"there is no quantization {kind!r}",
+        f"Set export.quantization to one of {', '.join(KINDS)}.",
+    )

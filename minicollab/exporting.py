@@ -1,0 +1,176 @@
+"""What the export stage is given: a run's adapter, or one that was trained elsewhere."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicollab import roles
+from minicollab.cache.keys import Memory, content_hash, file_fingerprint
+from minicollab.errors import ModelError, RunError
+from minicollab.files import aside
+from minicollab.labelled import conversations
+from minicollab.models import resolve, user_cache
+from minicollab.progress import Progress, silent
+from minicollab.recipe import Export
+from minicollab.run import Result, Run
+
+if TYPE_CHECKING:
+    from minicollab.gguf.origin import Origin
+
+_CHATS = 10  # conversations on which an export is compared with torch
+_CONFIG = "adapter_config.json"
+# Of a recipe, what has no part in what the model becomes.
+_NOT_THE_MODEL = {"name", "export", "eval", "engine", "remote", "sandbox", "cache"}
+
+
+def export_run(run: Run, pairs: Sequence[Result], hf_base: Callable[[], Path], progress: Progress) -> Result:
+    """adapter/ of a run → export/. What `gguf.export.export` returns, its names relative to the run."""
+    from minicollab.gguf.export import Order, export
+
+    options = run.recipe.export
+    order = Order(
+        run.need("adapter", "train"),
+        roles.gguf(run, "policy", progress),
+        origin(run, len(pairs)),
+        options.kinds,
+        options.scale,
+        options.only,
+    )
+    chats = [[*row["prompt"], *row["chosen"]] for row in pairs]
+    made = export(order, hf_base, run / "export", _enough(chats), progress)
+    return made | {key: f"export/{made[key]}" for key in ("adapter", "model") if key in made}
+
+
+def export_adapter(
+    adapter: Path,
+    base: str,
+    hf_base: Path | None = None,
+    out: Path | None = None,
+    options: Export | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """A PEFT folder that was trained elsewhere → `out` (default: beside it, its name with "-gguf").
+
+    `base` names the GGUF to put it on, as a recipe would. Compared with torch on `hf_base`, or on
+    that GGUF dequantized. Returns what `gguf.export.export` does, the folder `out` and the peak
+    memory in MB. Raises ModelError if `adapter` is no PEFT adapter.
+    """
+    from minicollab.gguf.export import Order, check_kinds, export
+    from minicollab.gguf.origin import Origin
+
+    options = options or Export()
+    check_kinds(options.kinds)
+    adapter = adapter.resolve()
+    if not (adapter / _CONFIG).is_file():
+        raise ModelError(
+            f"{adapter} is no PEFT adapter: it has no {_CONFIG}",
+            "Give the folder that the trainer saved its adapter to.",
+        )
+    if hf_base and not (hf_base / "config.json").is_file():
+        raise ModelError(
+            f"{hf_base} is no Hugging Face model: it has no config.json",
+            "Give its folder with --hf-base, or leave that out.",
+        )
+    gguf = resolve(base, Path(), progress)
+    order = Order(adapter, gguf, Origin(adapter.name), options.kinds, options.scale, options.only)
+    folder = (out or adapter.with_name(f"{adapter.name}-gguf")).resolve()
+    made = export(order, lambda: hf_base or dequantized(gguf, None, progress), folder, _enough([]), progress)
+    return made | {"folder": str(folder), "peak_memory_mb": round(_peak_memory(), 1)}
+
+
+def dequantized(gguf: Path, memory: Memory | None, progress: Progress) -> Path:
+    """The GGUF as a Hugging Face folder in the person's cache, made when it is not there."""
+    from minicollab.gguf.dequantize import dequantize_to_hf
+
+    folder = user_cache() / "dequantized" / f"{gguf.stem}-{file_fingerprint(gguf, memory)[:12]}"
+    return dequantize_to_hf(gguf, folder, progress)
+
+
+def inputs(run: Run, progress: Progress) -> Result:
+    """What the export of a run depends on."""
+    from minicollab.gguf.export import check_kinds
+
+    options = run.recipe.export
+    check_kinds(options.kinds)
+    base = file_fingerprint(roles.gguf(run, "policy", progress), run.store)
+    run.need("adapter/adapter_model.safetensors", "train")
+    names = ("adapter/adapter_model.safetensors", f"adapter/{_CONFIG}")
+    adapter = {name: file_fingerprint(run / name, run.store) for name in names if (run / name).is_file()}
+    return {"base": base, "options": options.model_dump(), "adapter": adapter, "from": asdict(origin(run))}
+
+
+def outputs(run: Run) -> list[str]:
+    only = run.recipe.export.only
+    files = ["MODEL_CARD.md", "HOWTO.md"]
+    files += [] if only == "merged" else ["adapter.gguf"]
+    files += [] if only == "adapter" else ["Modelfile", *map(_model_name, run.recipe.export.kinds)]
+    return [f"export/{name}" for name in files]
+
+
+def model_file(run: Run) -> Path:
+    """Where the merged model lies; of several, the first."""
+    return run / "export" / _model_name(run.recipe.export.kinds[0])
+
+
+def trained(run: Run) -> Path:
+    """The merged model. RunError if the run has none, with what to type."""
+    if run.recipe.export.only == "adapter":
+        raise RunError(
+            f"{run.folder.name} has exported its adapter alone, and this needs the merged model",
+            f"Run: minicollab export {run.folder} --set export.only=null",
+        )
+    run.need(str(model_file(run).relative_to(run.folder)), "export")
+    return model_file(run)
+
+
+def _model_name(kind: str) -> str:
+    from minicollab.gguf.export import model_name
+
+    return model_name(kind)
+
+
+def add_evaluation(run: Run, evaluation: Mapping[str, Any]) -> None:
+    """Put the three arms into the exported model's card, if it has one."""
+    from minicollab.gguf.apps import evaluated
+
+    path = run / "export" / "MODEL_CARD.md"
+    if path.is_file():
+        text = evaluated(path.read_text("utf-8"), evaluation)
+        with aside(path) as partial:
+            partial.write_text(text, "utf-8")
+
+
+def origin(run: Run, pairs: int = 0) -> Origin:
+    """Where a run's model comes from. Paths are named by their last part: the same recipe has the
+    same hash on another machine."""
+    from minicollab.gguf.origin import Origin
+
+    recipe = run.recipe
+    told = content_hash(_without_folders(recipe.model_dump(exclude=_NOT_THE_MODEL)))
+    number, source = recipe.tasks.train, _without_folders(recipe.tasks.path)
+    tasks = f"{number} task{'s' * (number != 1)} of {source} ({recipe.tasks.family})"
+    return Origin(
+        recipe.name, told, tasks, pairs, _without_folders(recipe.models.judge or recipe.models.policy)
+    )
+
+
+def _without_folders(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {_without_folders(key): _without_folders(inside) for key, inside in told.items()}
+    return Path(told).name if isinstance(told, str) and os.path.isabs(told) else told
+
+
+def _enough(chats: Sequence[list[dict[str, str]]]) -> list[list[dict[str, str]]]:
+    """The first of them; where they are few, with some that come with minicollab."""
+    spare = [row.talk.as_dicts() for row in conversations("held_out")]
+    return [*chats, *spare][:_CHATS]
+
+
+def _peak_memory() -> float:
+    """Of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,105 @@
+"""An OpenAI-compatible endpoint for one GGUF: llama-cpp-python's own server, set up for a person
+alone with it."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minicollab.errors import ModelError, RunError
+from minicollab.loading import load_recipe
+from minicollab.models import resolve
+from minicollab.progress import Progress, silent
+from minicollab.run import Run
+
+_NEEDED = ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
+_PATIENCE = 3  # seconds that a reply under way has when the server is stopped
+
+
+def model_of(named: str, progress: Progress = silent) -> Path:
+    """The merged GGUF that the run in the folder `named` exported, or the model of that name.
+    MinicollabError if there is none."""
+    from minicollab.exporting import trained
+
+    folder = Path(named)
+    if not folder.is_dir():
+        return resolve(named, Path.cwd(), progress)
+    run = Run(folder.resolve(), load_recipe(folder / "recipe.yaml"))
+    merged = trained(run)
+    return resolve(str(merged), run.folder, progress)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at this address; port 0 is any that is free. RunError if it cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise RunError(
+                f"port {port} of {host} is in use", f"Take another one: --port {port + 1}."
+            ) from None
+        raise RunError(
+            f"cannot listen at {host}, port {port}: {error.strerror}", "Choose --host and --port anew."
+        ) from None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
+    """The server's ASGI application while the model is in memory, one in a process; `context` in
+    tokens. ModelError if packages are missing or llama.cpp refuses."""
+    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ModelError(f"the server needs {', '.join(missing)}", "Run `make setup`.")
+    from minicollab.engine.quiet import last_error, quiet
+    from minicollab.engine.sizing import cores
+
+    quiet()
+    from llama_cpp.server import app as server
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+
+    model = ModelSettings(
+        model=str(gguf),
+        model_alias=name,
+        n_gpu_layers=-1,
+        n_ctx=context,
+        n_threads=cores(),
+        n_threads_batch=cores(),
+        chat_format="chat_template.default",  # the GGUF's own; else some are replaced by a guess
+        logits_all=False,  # True, the default, keeps a row of logits for every token of the context
+        verbose=False,
+    )
+    # By default a second request breaks off the first one's stream.
+    settings = ServerSettings(interrupt_requests=False)
+    try:
+        app = server.create_app(server_settings=settings, model_settings=[model])
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"llama.cpp cannot serve {gguf.name}: {error} ({last_error()})", "Try a smaller --context."
+        ) from None
+    try:
+        yield app
+    finally:  # not when Python ends: llama.cpp logs meanwhile, and nobody would be there to hear it
+        server._llama_proxy.free()
+
+
+def run_server(app: Any, listening: socket.socket) -> None:
+    """Answer until Ctrl-C or SIGTERM; replies under way may end."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_PATIENCE)
+    uvicorn.Server(config).run(sockets=[listening])
