@@ -201,7 +201,10 @@ async def short_form(
 
 
 async def short_check(cast: Cast, metrics: Collection[str] = _SHORT) -> str | None:
-    """A warning in one line if the judge cannot tell good from bad (AUC below 0.75), else None."""
+    """A warning in one line if the judge cannot tell good from bad (AUC below 0.75), else None. Not of
+    one that writes its verdicts: its server may have no logits to read."""
+    if cast.judge.options.style != "rubric":
+        return None
     found = await short_form(cast, metrics)
     bad = {name: row for name, row in found.items() if row["auc"] < _WEAK}
     if not bad:

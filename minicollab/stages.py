@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ from minicollab.errors import RecipeError, StageError
 from minicollab.evaluate import compare, play_all, verdict
 from minicollab.failures import tolerate
 from minicollab.files import aside
+from minicollab.judge_check import short_check
 from minicollab.metrics import measures
 from minicollab.pairs import build_pairs, converse_all, weigh
 from minicollab.progress import Progress, Watcher, silent
@@ -22,6 +24,7 @@ from minicollab.run import Result, Run, begin, finish, keep, measured, unchanged
 from minicollab.running import run_together
 from minicollab.tasks import load_tasks, split, tasks_file
 
+_LOG = logging.getLogger(__name__)
 EVALUATION_ONLY = "abg-coqa"
 
 
@@ -85,10 +88,12 @@ def simulate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
 
 
 async def _play(run: Run, usages: list[Any], progress: Watcher) -> list[Result]:
-    """The rows of all training conversations."""
+    """The rows of all training conversations, after a word about a judge that cannot judge."""
     recipe = run.recipe
     tasks, _ = split(load_tasks(recipe.tasks), recipe.tasks.train, recipe.tasks.eval)
     cast = roles.cast(run, usages, progress)
+    if warning := await short_check(cast, recipe.reward.weights):
+        _LOG.warning(warning)
     rows: list[Result] = []
     done = 0
     async for turns in converse_all(recipe, cast, tasks, progress):

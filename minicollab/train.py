@@ -17,6 +17,7 @@ from minicollab.errors import MinicollabError, ModelError, RunError, StageError
 from minicollab.files import aside, need_space, remove
 from minicollab.models import user_cache
 from minicollab.progress import Watcher, silent
+from minicollab.prompts import TEMPLATE
 from minicollab.recipe import Train
 from minicollab.silence import no_logs, no_output
 
@@ -154,7 +155,9 @@ def _lengths(row: Row, tokenizer: Any, base: str) -> tuple[int, int]:
     """Tokens of the prompt, and of the prompt with the longer reply."""
 
     def count(messages: list[Any], **how: bool) -> int:
-        return len(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how))
+        return len(
+            tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **how, **TEMPLATE)
+        )
 
     try:
         prompt = count(row["prompt"], add_generation_prompt=True)
@@ -213,6 +216,10 @@ def _environment(base: str) -> None:
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(user_cache() / "unsloth"))
 
 
+def _columns(row: Row) -> Row:
+    return {column: row[column] for column in _COLUMNS} | {"chat_template_kwargs": TEMPLATE}
+
+
 def _trainer(model: Any, tokenizer: Any, rows: Sequence[Row], arguments: Row, progress: Watcher) -> Any:
     import torch
     from datasets import Dataset
@@ -237,7 +244,7 @@ def _trainer(model: Any, tokenizer: Any, rows: Sequence[Row], arguments: Row, pr
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(**arguments, **device),
-        train_dataset=Dataset.from_list([{column: row[column] for column in _COLUMNS} for row in rows]),
+        train_dataset=Dataset.from_list([_columns(row) for row in rows]),
         processing_class=tokenizer,
         callbacks=[Report()],
     )

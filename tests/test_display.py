@@ -337,6 +337,7 @@ def test_a_run_hands_its_events_on_to_its_stages(tiny_recipe: Path) -> None:
     done = command(folder, "run", tiny_recipe, "--until", "simulate", "--events", "events.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["simulate"]["tasks"] == 2  # nothing else is on standard output
+    assert "simulate: the judge cannot judge: " in done.stderr
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
     played = [event for event in events if event.get("what") == "training conversations"]
     first, last = played[0], played[-1]

@@ -156,6 +156,11 @@ def test_a_system_message_may_move_into_the_question() -> None:
     assert texts == [SYSTEM.content, *(m.content for m in TALK)]
 
 
+def test_a_model_that_thinks_is_told_to_answer_at_once() -> None:
+    source = "{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}"
+    assert [s.text for s in template(source).render(TALK[:1])] == [TALK[0].content, "<think></think>"]
+
+
 def test_marks_for_trainers_mean_nothing() -> None:
     assert ours(MARKS_TRAINED, TALK) == theirs(MARKS_TRAINED, TALK)
 

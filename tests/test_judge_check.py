@@ -301,6 +301,8 @@ def test_the_short_form_warns_of_a_judge_that_cannot_judge() -> None:
 def test_the_short_form_asks_for_what_is_rewarded_alone() -> None:
     engine = ScriptedEngine(score=yes(lambda talk, question: 0.5))
     assert asyncio.run(short_check(cast(recipe(), judge=engine), {"pass_rate": 1.0})) is None
+    written = recipe(judge={"style": "json"})
+    assert asyncio.run(short_check(cast(written, judge=engine))) is None
     assert engine.requests == []
     line = asyncio.run(short_check(cast(recipe(), judge=engine), ["goal_coverage"])) or ""
     assert "goal_coverage" in line and "asks" not in line

@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+from minicollab import prompts
 from minicollab.engine.base import Prompt, Segment
 from minicollab.errors import ModelError
 from minicollab.schema import Message
@@ -59,6 +60,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 bos_token=self.bos,
                 eos_token=self.eos,
+                **prompts.TEMPLATE,
             )
             return text
         except Exception as error:  # a template is a program, and a stranger's

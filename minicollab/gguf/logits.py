@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicollab.errors import ModelError, StageError
+from minicollab.prompts import TEMPLATE
 from minicollab.silence import no_bars
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def tokenized(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Talk:
     """Of messages whose last one is the assistant's: the chat template opened for it, and the
     first tokens of what it said."""
     *before, last = messages
-    prompt = tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return Talk(list(prompt), tokenizer.encode(last["content"], add_special_tokens=False)[:_REPLY])
+    prompt = tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=True, **TEMPLATE)
+    return Talk(
+        list(prompt["input_ids"]), tokenizer.encode(last["content"], add_special_tokens=False)[:_REPLY]
+    )
 
 
 def torch_logits(hf_base: Path, adapter_dir: Path, talks: Sequence[Talk], scale: float) -> tuple[Any, Any]:

@@ -13,6 +13,10 @@ from importlib.resources import files
 
 from minicollab.schema import Message
 
+TEMPLATE = {"enable_thinking": False}
+"""What chat templates are told besides the messages: Qwen3's then lets the model answer at once, and
+the others do not know the word. The same in simulation, training and checks."""
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
