@@ -1,7 +1,8 @@
 # make quickstart         install, and run the quickstart recipe on the CPU
 # make quickstart COLD=1  the same without the pack: simulate is computed, too
 # make quickstart GPU=1   the same with CUDA (GPU=0 goes back to the CPU set)
-# make setup | test | test-slow | lint | bench-engine | bench-sandbox | torture | clean
+# make notebook           execute quickstart.ipynb, and keep what it gives
+# make setup | test | test-slow | lint | docs | bench-engine | bench-sandbox | torture | clean
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -27,7 +28,7 @@ BUILDS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/minicollab/builds-$(SET)
 LLAMA_FLAGS := CFLAGS='-include "$(CURDIR)/requirements/gcc_amx.h"' \
 	CXXFLAGS='-include "$(CURDIR)/requirements/gcc_amx.h"' $(if $(CUDA),CMAKE_ARGS=-DGGML_CUDA=on)
 
-.PHONY: quickstart setup test test-slow lint bench-engine bench-sandbox torture clean
+.PHONY: quickstart notebook setup test test-slow lint docs bench-engine bench-sandbox torture clean
 
 # The pack holds the answers of the simulate stage; all else is computed. COLD=1: everything is, in
 # a run folder and a cache of its own (delete both to begin anew).
@@ -39,18 +40,26 @@ else
 	MINICOLLAB_CACHE=cache/cold $(BIN)/minicollab run recipes/quickstart/smollm2.yaml --out runs/quickstart-cold
 endif
 
+# In an empty folder with an empty cache, after one quickstart, which fetches the judge.
+notebook: setup .venv/.notebook
+	$(BIN)/python -m tests.notebook
+
 setup: .venv/.package
 
 test: setup .venv/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: setup .venv/.dev
+test-slow: setup .venv/.dev .venv/.notebook
 	$(BIN)/python -m pytest -m slow
 
 lint: setup .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into site/: strict, so that a link to nowhere stops it.
+docs: setup .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The engine against its competitors; BENCH="--only flat --repeat 9" measures less or more.
 bench-engine: setup .venv-bench/.setup
@@ -65,7 +74,7 @@ torture: setup
 	$(BIN)/python -m tests.torture $(TORTURE)
 
 clean:
-	rm -rf .venv .venv-bench .venv-code build *.egg-info .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
+	rm -rf .venv .venv-bench .venv-code build site *.egg-info .pytest_cache .mypy_cache .ruff_cache unsloth_compiled_cache
 	find minicollab tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): $(PINS)
@@ -102,6 +111,16 @@ endif
 .venv/.dev: $(STAMP) requirements/dev.txt
 	@echo "[setup] tools for tests and lint (10 s)"
 	@$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+.venv/.notebook: $(STAMP) requirements/notebook.txt
+	@echo "[setup] what executes the notebook (10 s)"
+	@$(PIP) install -r requirements/notebook.txt
+	@touch $@
+
+.venv/.docs: $(STAMP) requirements/docs.txt
+	@echo "[setup] MkDocs for the site (10 s)"
+	@$(PIP) install -r requirements/docs.txt
 	@touch $@
 
 # The competitors, apart from what minicollab needs; they see its packages (torch) through the .pth.

@@ -35,7 +35,11 @@ def execute(folder: Path) -> Any:
         copy(REPO / name, folder / name)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
-        notebook, resources={"metadata": {"path": str(folder)}}, record_timing=False, kernel_name="python3"
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],  # a warning that it listens on TCP, on this machine alone
+        record_timing=False,
     )
     ours = {"MINICOLLAB_CACHE": str(folder / "cache/store"), "IPYTHONDIR": str(folder / ".ipython")}
     paths = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
