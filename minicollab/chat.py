@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from minicollab.models import describe, resolve
 from minicollab.progress import Progress, silent
 from minicollab.recipe import Generation
 from minicollab.run import Run
+from minicollab.running import run_together
 from minicollab.schema import Conversation, Message
 from minicollab.seeds import seed_of
 
@@ -133,7 +133,7 @@ class Chat:
             hear(printable(text, whole=False))
 
         try:
-            answer = asyncio.run(self._heard(prompt, sampling, note))
+            answer = run_together(self._heard(prompt, sampling, note))
         except KeyboardInterrupt:
             return Reply(printable(said).strip(), "stopped", left_out)
         hear(printable(answer.text))

@@ -148,7 +148,9 @@ def _estimated(played: dict[str, Any]) -> str:
 def _drawn(table: Table) -> str:
     from rich.console import Console
 
-    console = Console(width=max(110, int(os.environ.get("COLUMNS", 0))), no_color=True)
+    # As text, whatever it is shown on: in a notebook rich would show it there at once.
+    width = max(110, int(os.environ.get("COLUMNS", 0)))
+    console = Console(width=width, no_color=True, force_jupyter=False, force_terminal=False)
     with console.capture() as capture:
         console.print(table, markup=False)
     return capture.get().rstrip()

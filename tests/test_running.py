@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
 
 import pytest
 
@@ -35,3 +38,34 @@ def test_what_one_has_told_the_others_do_not_tell_again(caplog: pytest.LogCaptur
 def test_a_bug_in_the_others_is_told(caplog: pytest.LogCaptureFixture) -> None:
     failing(KeyError("bug"))
     assert any("KeyError" in str(record.exc_info) for record in caplog.records)
+
+
+def test_it_runs_inside_a_loop_that_runs_as_in_a_notebook() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def cell() -> int:
+        return run_together(work())
+
+    assert asyncio.run(cell()) == 7
+
+
+def test_ctrl_c_stops_it_there_too() -> None:
+    """The kernel of a notebook hears it in the main thread, which waits."""
+    ended = threading.Event()
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def cell() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a kernel, not asyncio's own
+        with pytest.raises(KeyboardInterrupt):
+            run_together(work())
+
+    asyncio.run(cell())
+    assert ended.wait(10)
