@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from minicollab import doctor
-from minicollab.engine.sizing import GIB, Memory
+from minicollab.engine.sizing import GIB, MIB, Memory
 from minicollab.loading import load_recipe
-from minicollab.machine import Card, Machine, look
-from minicollab.memory import MIB
-from minicollab.supplies import needed
+from minicollab.needs.machine import Card, Machine, look
+from minicollab.needs.supplies import needed
+from minicollab.progress import duration
 
 CARDS = doctor.CHECKOUT / "recipes" / "cards"
 _STAGES = ("simulate", "train", "export", "eval")
@@ -91,7 +91,7 @@ def expected(path: Path) -> str:
     lines = [f"{_MARK}, nobody has measured it; RTX 3090-like speed, 8 cores):"]
     for need in patient.needs(machine):
         vram = f"{need.total('vram') / GIB:.1f} GiB of VRAM" if need.vram else "no VRAM"
-        took = doctor.duration(spans[need.stage].seconds)
+        took = duration(spans[need.stage].seconds)
         lines.append(f"#   {need.stage:<9}{vram:>16}, {need.total('ram') / GIB:>4.1f} GiB of RAM, {took}")
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from minicollab import markdown
 from minicollab.errors import RecipeError
 from minicollab.files import aside
 from minicollab.loading import load_recipe
@@ -61,7 +62,7 @@ def compared(finished: Sequence[Variant], out: Path) -> dict[str, Any]:
     and the `differences` of trained and each baseline (`evaluate.compare`) in MR, every metric that a
     recipe weighs, and tokens read in thousands. RunError if a run was not evaluated.
     """
-    runs = [Run(variant.folder, load_recipe(variant.folder / "recipe.yaml")) for variant in finished]
+    runs = [Run.at(variant.folder) for variant in finished]
     weighed = {label(name): None for run in runs for name in run.recipe.reward.weights}
     metrics = ["mr", *weighed, "tokens_read_k"]
     rows = [_row(variant, run, metrics) for variant, run in zip(finished, runs, strict=True)]
@@ -76,19 +77,14 @@ def compared(finished: Sequence[Variant], out: Path) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """The rows as a Markdown table, two a run, and under it the commands that made them."""
     rows, metrics = result["rows"], result["metrics"]
-    lines = [[*rows[0]["values"], "pairs", "tasks", "difference", *metrics]]
+    heads = [*rows[0]["values"], "pairs", "tasks", "difference", *metrics]
+    lines = []
     for row in rows:
         for name, difference in row["differences"].items():
             cells = [_cell(difference.get(metric)) for metric in metrics]
             lines.append([*row["values"].values(), str(row["pairs"]), str(row["tasks"]), name, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    head, *body = [
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
-        for line in lines
-    ]
-    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
     commands = [f"    {row['command']}" for row in rows]
-    return "\n".join([head, rule, *body, "", *commands, ""])
+    return "\n".join([markdown.table(heads, lines), "", *commands, ""])
 
 
 def _row(variant: Variant, run: Run, metrics: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ presuppose, and the judge is asked for the action without being told the label.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,11 @@ from minicollab.cache.keys import file_fingerprint
 from minicollab.cast import Policy
 from minicollab.errors import RecipeError, StageError
 from minicollab.failures import Failure, tolerate
-from minicollab.files import aside
 from minicollab.judge import Judge
-from minicollab.loading import load_recipe
 from minicollab.models import check
 from minicollab.progress import Progress, Watcher, silent
 from minicollab.recipe import Recipe
-from minicollab.run import Result, Run, measured
+from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
 from minicollab.schema import Conversation, Message, Task
 from minicollab.seeds import seed_of
@@ -78,11 +75,7 @@ def evaluate(run: Run, trained: Path | None = None, progress: Watcher = silent) 
             f"{EVALUATION_ONLY}",
             "Name a recipe of that family, or type minicollab eval for this one.",
         )
-    with run.asking("ambiguity"):
-        result, cost = measured(run, progress, lambda usages, told: _evaluate(run, trained, usages, told))
-    result["cost"] = cost
-    run.write_json("ambiguity.json", result)
-    return result
+    return run_check(run, "ambiguity", progress, lambda usages, told: _evaluate(run, trained, usages, told))
 
 
 def _evaluate(run: Run, trained: Path | None, usages: list[Any], progress: Progress) -> Result:
@@ -99,17 +92,14 @@ def _evaluate(run: Run, trained: Path | None, usages: list[Any], progress: Progr
         engine = roles.local_engine(run, weights, file_fingerprint(weights, run.store), usages)
         policies["trained"] = Policy(engine, recipe.policy)
     replies = run_together(reply_all(recipe, policies, cast.judge, tasks, progress))
-    with aside(run / REPLIES) as partial:
-        lines = (json.dumps(reply.row(), ensure_ascii=False) for reply in replies)
-        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    run.write_jsonl(REPLIES, (reply.row() for reply in replies))
     return compare(replies, recipe.seed, recipe.eval.bootstrap)
 
 
 def _weights(trained: Path) -> Path:
     """The checked GGUF that `trained` is, or that the run in that folder exported."""
     if trained.is_dir():
-        run = Run(trained.resolve(), load_recipe(trained / "recipe.yaml"))
-        trained = exporting.trained(run)
+        trained = exporting.trained(Run.at(trained))
     check(trained)
     return trained
 

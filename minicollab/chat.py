@@ -14,7 +14,6 @@ from minicollab import recipe
 from minicollab.engine.base import Completion, Engine, Prompt, Sampling
 from minicollab.errors import MinicollabError, ModelError
 from minicollab.fit import fit
-from minicollab.loading import load_recipe
 from minicollab.models import describe, resolve
 from minicollab.progress import Progress, silent
 from minicollab.recipe import Generation
@@ -133,14 +132,11 @@ class Chat:
             hear(printable(text, whole=False))
 
         try:
-            answer = run_together(self._heard(prompt, sampling, note))
+            answer = run_together(self.engine.generate(prompt, sampling, note))
         except KeyboardInterrupt:
             return Reply(printable(said).strip(), "stopped", left_out)
         hear(printable(answer.text))
         return Reply(printable(answer.text).strip(), answer.stop_reason, left_out)
-
-    async def _heard(self, prompt: Prompt, sampling: Sampling, hear: Hear) -> Completion:
-        return await self.engine.generate(prompt, sampling, hear)
 
     def _prompt(self, talk: Conversation) -> tuple[Prompt, int]:
         system = (Message("system", self.system),) if self.system else ()
@@ -182,7 +178,7 @@ def open_chat(
     from minicollab.engine.llama import LlamaEngine
 
     if Path(named).is_dir():
-        run = Run(Path(named).resolve(), load_recipe(Path(named) / "recipe.yaml"))
+        run = Run.at(Path(named))
         gguf = resolve(run.recipe.models.policy, run.folder, progress)
         adapter = adapter or run.need("export/adapter.gguf", "export")
         options, machine = run.recipe.policy, run.recipe.engine

@@ -17,6 +17,7 @@ from minicollab.errors import MinicollabError
 from minicollab.files import aside
 from minicollab.schema import Conversation, Message
 
+_STRONGEST = 100  # a strength's numbers overflow far beyond it
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?\s*", re.DOTALL)
 
 
@@ -56,7 +57,7 @@ def _adapter(chat: Chat, text: str) -> str:
             strength = float(text)
         except ValueError:
             strength = math.nan
-        if not 0 <= strength < math.inf:
+        if not 0 <= strength <= _STRONGEST:
             raise MinicollabError(f"{text} is no strength", "Type a number: 0 is the base, 1 as trained.")
         chat.turn(strength)
     return f"The adapter counts {strength:g} (0: the base, 1: as trained)."
@@ -69,11 +70,12 @@ def _new(chat: Chat, text: str) -> str:
 
 def _save(chat: Chat, text: str) -> str:
     path = _path(text, "/save FILE")
-    if path.exists():
-        _read(path)  # never over anything but a conversation
+    with _explained(path):
+        if path.exists():
+            _read(path)  # never over anything but a conversation
     system = [Message("system", chat.system).as_dict()] if chat.system else []
     rows = [*system, *chat.talk.as_dicts()]
-    with _told(path), aside(path) as partial:
+    with _explained(path), aside(path) as partial:
         partial.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return f"{len(rows)} messages in {path}"
 
@@ -109,18 +111,21 @@ COMMANDS = {
 def _path(text: str, usage: str) -> Path:
     if not text:
         raise MinicollabError("there is no file named", f"Type {usage}.")
-    return Path(text).expanduser()
+    with _explained(Path(text)):
+        return Path(text).expanduser()
 
 
 def _read(path: Path) -> list[Message]:
-    with _told(path):
+    with _explained(path):
+        if path.exists() and not path.is_file():  # some devices can be read for ever
+            raise ValueError("no file")
         rows = path.read_bytes()
     try:
         saved = json.loads(rows)
         if not isinstance(saved, list):
             raise TypeError
         return [_message(row) for row in saved]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise MinicollabError(f"{path} holds no saved conversation", "Name another file.") from None
 
 
@@ -132,9 +137,10 @@ def _message(row: Any) -> Message:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """In one line what the operating system has against a file."""
+def _explained(path: Path) -> Iterator[None]:
+    """In one line what there is against a file."""
     try:
         yield
-    except OSError as error:
-        raise MinicollabError(f"{path}: {error.strerror}", "Name another file.") from None
+    except (OSError, ValueError, RuntimeError) as error:  # no such path, and no such home
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise MinicollabError(f"{path}: {why}", "Name another file.") from None

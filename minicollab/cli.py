@@ -1,4 +1,4 @@
-"""The command line. The only module that prints or exits."""
+"""The command line: the stages, `run` and `bench`, and what an error becomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,19 +21,26 @@ from minicollab.cli_ablate import ablate
 from minicollab.cli_ambiguity import ambiguity
 from minicollab.cli_cache import cache
 from minicollab.cli_chat import chat
-from minicollab.cli_checks import judge_check
+from minicollab.cli_common import (
+    Number,
+    display,
+    events_option,
+    json_option,
+    out_option,
+    recipe_argument,
+    run_or_recipe_argument,
+    set_option,
+)
 from minicollab.cli_doctor import doctor
 from minicollab.cli_export import export_command
 from minicollab.cli_fetch import fetch
+from minicollab.cli_judge_check import judge_check
 from minicollab.cli_serve import serve
 from minicollab.cli_simulator_check import simulator_check
 from minicollab.cli_tasks import init, tasks
 from minicollab.errors import MinicollabError, RecipeError
 from minicollab.run import STAGES, Run
 from minicollab.summaries import benched, summary
-
-if TYPE_CHECKING:
-    from minicollab.display import Display
 
 _HELP = {
     "simulate": "Play the training conversations, score candidates by MR, write preference pairs.",
@@ -75,25 +82,13 @@ def main() -> None:
     """CollabLLM for one consumer GPU, offline: teach a local model when to ask and when to answer."""
 
 
-_out = click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the recipe>."
-)
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-_events = click.option(
-    "--events", type=click.Path(path_type=Path), metavar="FILE", help="Add progress to FILE, as JSON lines."
-)
-
-
 def _stage_command(stage: str) -> click.Command:
     @click.command(stage, help=_HELP[stage])
-    @click.argument("run_or_recipe", type=click.Path(path_type=Path))
-    @_out
-    @_set
-    @_events
-    @_json
+    @run_or_recipe_argument
+    @out_option
+    @set_option
+    @events_option
+    @json_option
     def command(
         run_or_recipe: Path,
         out: Path | None,
@@ -118,12 +113,12 @@ for _command in (
 
 
 @main.command("run")
-@click.argument("recipe", type=click.Path(path_type=Path))
-@_out
-@_set
+@recipe_argument
+@out_option
+@set_option
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to run.")
-@_events
-@_json
+@events_option
+@json_option
 def run_command(
     recipe: Path,
     out: Path | None,
@@ -133,17 +128,19 @@ def run_command(
     as_json: bool,
 ) -> None:
     """All stages of RECIPE in order. What is done already is not done again."""
+    from minicollab.gguf.export import check_kinds
     from minicollab.roles import gguf
     from minicollab.stages import is_unchanged
 
     results = {}
     with Run.open(recipe, "run", out, overrides) as run:
-        if until != "simulate":  # a policy without weights would stop the run after hours
-            with _display("run", events) as display:
-                gguf(run, "policy", display)
+        if until != "simulate":  # what would stop the run after hours: a policy without weights is
+            check_kinds(run.recipe.export.kinds)
+            with display("run", events) as progress:
+                gguf(run, "policy", progress)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            with _display(stage, events) as display:  # the first look may fetch a model
-                done = is_unchanged(run, stage, display)
+            with display(stage, events) as progress:  # the first look may fetch a model
+                done = is_unchanged(run, stage, progress)
             if done:
                 results[stage] = _do(run, stage, events)
             else:
@@ -226,37 +223,27 @@ def _bound_to_us() -> Callable[[], None]:
 
 @main.command("bench")
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=60, show_default=True, help="Roughly."
-)
-@_set
-@_json
+@click.option("--seconds", type=Number(0, min_open=True), default=60, show_default=True, help="Roughly.")
+@set_option
+@json_option
 def bench_command(recipe: Path | None, seconds: float, overrides: tuple[str, ...], as_json: bool) -> None:
     """Measure this machine: tokens per second, and how long RECIPE will take on it.
 
     RECIPE is a recipe or a run folder. Without one, the built-in policy is measured.
     """
     from minicollab.bench import bench
-    from minicollab.loading import load_recipe
+    from minicollab.loading import recipe_at
 
     if overrides and not recipe:
         raise RecipeError("--set changes a recipe, and none was named", "Type: minicollab bench RECIPE.")
-    chosen = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, overrides) if recipe else None
-    with _display("bench") as display:
-        result = bench(chosen, seconds, display)
+    chosen = recipe_at(recipe, overrides) if recipe else None
+    with display("bench") as progress:
+        result = bench(chosen, seconds, progress)
     click.echo(json.dumps(result, indent=1) if as_json else benched(result))
 
 
 def _do(run: Run, stage: str, events: Path | None) -> dict[str, Any]:
     from minicollab.stages import run_stage
 
-    with _display(stage, events) as display:
-        return run_stage(run, stage, display)
-
-
-def _display(stage: str, events: Path | None = None) -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display(stage, Console(stderr=True), events)
+    with display(stage, events) as progress:
+        return run_stage(run, stage, progress)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
+from minicollab.cli_common import json_option, recipe_argument, set_option
 from minicollab.run import STAGES
 
 
 @click.command("ablate")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@recipe_argument
 @click.option(
     "--vary",
     multiple=True,
@@ -24,14 +25,14 @@ from minicollab.run import STAGES
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the runs; default runs/<name>-ablate."
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key in all runs.")
+@set_option
 @click.option(
     "--until",
     type=click.Choice(STAGES),
     default=STAGES[-1],
     help="The last stage of each run; without eval there is no table.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@json_option
 @click.pass_context
 def ablate(
     context: click.Context,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from minicollab.cli_common import (
+    display,
+    interval,
+    json_option,
+    out_option,
+    run_or_recipe_argument,
+    set_option,
+)
 from minicollab.run import Run
-
-if TYPE_CHECKING:
-    from minicollab.display import Display
 
 _HEADS = {
     "accuracy_ambiguous": "ambiguous: asks",
@@ -22,24 +27,24 @@ _HEADS = {
 
 
 @click.command("ambiguity")
-@click.argument("run_or_recipe", type=click.Path(path_type=Path))
+@run_or_recipe_argument
 @click.option(
     "--trained",
     type=click.Path(path_type=Path),
     metavar="RUN_OR_GGUF",
     help="A third arm: a GGUF, or the model that the run in this folder exported.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the recipe>.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@out_option
+@set_option
+@json_option
 def ambiguity(
     run_or_recipe: Path, trained: Path | None, out: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Does the assistant ask where a question is ambiguous, and answer where it is clear (Abg-CoQA)?"""
     from minicollab.ambiguity import evaluate
 
-    with Run.open(run_or_recipe, "ambiguity", out, overrides) as run, _display() as display:
-        result = evaluate(run, trained, display)
+    with Run.open(run_or_recipe, "ambiguity", out, overrides) as run, display("ambiguity") as progress:
+        result = evaluate(run, trained, progress)
     click.echo(json.dumps(result, indent=1) if as_json else _told(run, result))
 
 
@@ -48,21 +53,8 @@ def _told(run: Run, result: dict[str, Any]) -> str:
     lines = ["".ljust(16) + "".join(head.rjust(22) for head in _HEADS.values())]
     for name, row in (result["arms"] | result["differences"]).items():
         sign = "+" if name in result["differences"] else ""
-        cells = (_percent(row[figure], sign).rjust(22) for figure in _HEADS)
+        cells = (interval(row[figure], f"{sign}.1f", 100).rjust(22) for figure in _HEADS)
         lines.append(name.ljust(16) + "".join(cells))
     left_out = f", {result['tasks_left_out']} left out as failed" if result["tasks_left_out"] else ""
     counted = f"{result['ambiguous']} ambiguous and {result['clear']} clear questions{left_out}"
     return "\n".join([*lines, f"{counted}, {result['cost']['seconds']:.0f} s", f"  {run / 'ambiguity.json'}"])
-
-
-def _percent(figure: dict[str, float], sign: str) -> str:
-    value, low, high = (format(100 * figure[key], f"{sign}.1f") for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("ambiguity", Console(stderr=True))

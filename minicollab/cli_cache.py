@@ -1,4 +1,4 @@
-"""`minicollab cache`: care of the store, and packs. With cli.py the only module that prints."""
+"""`minicollab cache`: care of the store, and packs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from minicollab.cache import care
 from minicollab.cache.pack import export_pack, import_pack
 from minicollab.cache.store import MEND, Store
+from minicollab.cli_common import display, json_option
 from minicollab.errors import RunError
 from minicollab.progress import Progress
 from minicollab.run import store_folder
-
-if TYPE_CHECKING:
-    from minicollab.display import Display
 
 _PATIENCE = 2.0  # seconds that nobody minds waiting without a bar
 
@@ -47,7 +45,6 @@ _folder = click.option(
     metavar="DIR",
     help="The cache's folder, if not the usual one.",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 _pack = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -65,7 +62,7 @@ def path_command(folder: Path) -> None:
 
 @cache.command("stats")
 @_folder
-@_json
+@json_option
 def stats_command(folder: Path, as_json: bool) -> None:
     """What the cache holds, and what it has saved."""
     with _progress() as progress:
@@ -76,7 +73,7 @@ def stats_command(folder: Path, as_json: bool) -> None:
 @cache.command("verify")
 @click.option("--repair", is_flag=True, help="Drop broken rows; move sound ones out of a damaged database.")
 @_folder
-@_json
+@json_option
 def verify_command(repair: bool, folder: Path, as_json: bool) -> None:
     """Check every row's checksum, and name those that are broken."""
     with _progress() as progress:
@@ -102,7 +99,7 @@ def export_command(file: Path, recipe: str | None, stage: str | None, folder: Pa
 @cache.command("import")
 @_pack
 @_folder
-@_json
+@json_option
 def import_command(file: Path, folder: Path, as_json: bool) -> None:
     """Add the answers in FILE, a pack; what is in the cache already stays."""
     with closing(Store(folder)) as store, _progress() as progress:
@@ -116,7 +113,7 @@ def import_command(file: Path, folder: Path, as_json: bool) -> None:
 @click.option("--to", "size", type=_Size(), metavar="SIZE", help="The oldest, until 2GB, 500MB … are left.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_folder
-@_json
+@json_option
 def prune_command(
     days: float | None, recipe: str | None, size: int | None, yes: bool, folder: Path, as_json: bool
 ) -> None:
@@ -141,26 +138,18 @@ def prune_command(
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Shows nothing of work that is done in a moment."""
-    begin, display = time.monotonic(), None
+    begin, bars = time.monotonic(), None
 
     with ExitStack() as stack:
 
         def progress(what: str, done: float, total: float) -> None:
-            nonlocal display
-            if not display and time.monotonic() - begin > _PATIENCE:
-                display = stack.enter_context(_display())
-            if display:
-                display(what, done, total)
+            nonlocal bars
+            if not bars and time.monotonic() - begin > _PATIENCE:
+                bars = stack.enter_context(display("cache"))
+            if bars:
+                bars(what, done, total)
 
         yield progress
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("cache", Console(stderr=True))
 
 
 def _counted(result: dict[str, Any]) -> str:

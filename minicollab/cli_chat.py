@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minicollab.cli_common import Number, display
 from minicollab.errors import MinicollabError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from minicollab.chat import Chat, Reply
-    from minicollab.display import Display
 
 _NARROW = 80  # columns; below, two answers do not fit side by side
 _HISTORY = 1000  # lines
@@ -37,8 +37,8 @@ _HISTORY = 1000  # lines
     help="Tokens that a talk may have; default: by free memory.",
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Of one reply.")
-@click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Only the likeliest tokens.")
+@click.option("--temperature", type=Number(0), help="0: always the likeliest token.")
+@click.option("--top-p", type=Number(0, 1, min_open=True), help="Only the likeliest tokens.")
 @click.option("--seed", type=int, help="For the same replies again; default: a new one each time.")
 def chat(
     run_or_gguf: str,
@@ -61,10 +61,10 @@ def chat(
     given = {name: value for name, value in given.items() if value is not None}
     seed = secrets.randbelow(2**31) if seed is None else seed
     with _ended_by_sigterm():
-        with _display() as display:
-            talk = open_chat(run_or_gguf, adapter, given, seed, context, display)
+        with display("chat") as progress:
+            talk = open_chat(run_or_gguf, adapter, given, seed, context, progress)
         talk.tell(system)
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
             _Terminal(talk).run(run_or_gguf)
         else:
             _Pipe(talk).run()
@@ -77,7 +77,7 @@ class _Pipe:
         self._talk = talk
 
     def run(self) -> None:
-        for line in sys.stdin:
+        for line in sys.stdin or ():  # None if it was closed
             if (text := line.strip()) and not self.obey(text):
                 break
 
@@ -236,11 +236,3 @@ def _side_by_side(said: dict[str, str], console: Console) -> RenderableType:
         table.add_column(ratio=1)
     table.add_row(*panels)
     return table
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("chat", Console(stderr=True))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from minicollab.cli_common import json_option, set_option
+
 if TYPE_CHECKING:
     from minicollab.doctor import Line
 
@@ -17,8 +19,8 @@ _UNFIT = 8  # exit code; those below are of errors
 
 @click.command("doctor")
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on standard output.")
+@set_option
+@json_option
 def doctor(recipe: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Is this machine fit, and does RECIPE (or a run folder) fit into its memory and disk?
 
@@ -27,7 +29,7 @@ def doctor(recipe: Path | None, overrides: tuple[str, ...], as_json: bool) -> No
     """
     from minicollab.doctor import check_machine, check_recipe
     from minicollab.errors import RecipeError
-    from minicollab.machine import look
+    from minicollab.needs.machine import look
 
     if overrides and not recipe:
         raise RecipeError("--set changes a recipe, and none was named", "Type: minicollab doctor RECIPE.")

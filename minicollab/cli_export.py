@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from minicollab.cli_common import Number, display, events_option, json_option, set_option
 from minicollab.errors import RecipeError
 from minicollab.recipe import Export
-
-if TYPE_CHECKING:
-    from minicollab.display import Display
 
 _ADAPTER = "adapter_config.json"
 
@@ -25,7 +23,7 @@ def export_command(stage: click.Command) -> click.Command:
     @click.option("--quant", metavar="KIND,KIND", help="Such as q4_k_m,q8_0,f16. Default q4_k_m.")
     @click.option(
         "--scale",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, 100, min_open=True),
         help="Strength of the adapter; default 1, as trained.",
     )
     @click.option("--adapter-only", is_flag=True, help="Write no merged model.")
@@ -43,10 +41,9 @@ def export_command(stage: click.Command) -> click.Command:
         type=click.Path(path_type=Path),
         help="Run folder; default runs/<name of the recipe>. Of an adapter: where the files go.",
     )
-    @click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
-    )
-    @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+    @set_option
+    @events_option
+    @json_option
     @click.pass_context
     def export(
         context: click.Context,
@@ -59,6 +56,7 @@ def export_command(stage: click.Command) -> click.Command:
         hf_base: Path | None,
         out: Path | None,
         overrides: tuple[str, ...],
+        events: Path | None,
         as_json: bool,
     ) -> None:
         """Write the trained model as GGUF, and check it against torch.
@@ -71,14 +69,19 @@ def export_command(stage: click.Command) -> click.Command:
             from minicollab.exporting import export_adapter
             from minicollab.summaries import exported
 
-            with _display() as display:
-                result = export_adapter(source, str(base), hf_base, out, Export(**options), display)
+            with display("export", events) as progress:
+                result = export_adapter(source, str(base), hf_base, out, Export(**options), progress)
             told = f"export: {exported(result, Path(result['folder']))}"
             click.echo(json.dumps(result, indent=1) if as_json else told)
         else:
             changed = tuple(f"export.{key}={json.dumps(what)}" for key, what in options.items())
             context.invoke(
-                stage, run_or_recipe=source, out=out, overrides=overrides + changed, as_json=as_json
+                stage,
+                run_or_recipe=source,
+                out=out,
+                overrides=overrides + changed,
+                events=events,
+                as_json=as_json,
             )
 
     return export
@@ -124,11 +127,3 @@ def _is_adapter(source: Path, base: str | None, hf_base: Path | None, overrides:
     if overrides:
         raise RecipeError("--set changes a recipe, and an adapter has none", "Use --quant, --scale, --out.")
     return True
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("export", Console(stderr=True))

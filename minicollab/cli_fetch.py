@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minicollab.cli_common import display, json_option, recipe_argument, set_option
+
 if TYPE_CHECKING:
-    from minicollab.display import Display
-    from minicollab.supplies import Supply
+    from minicollab.needs.supplies import Supply
 
 
 @click.command("fetch")
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@recipe_argument
+@set_option
+@json_option
 def fetch(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Download the models and data sets of RECIPE (or a run folder), and check their sha256.
 
     What broke off goes on where it stopped. With HF_HUB_OFFLINE=1 nothing is downloaded: the command
     says what is missing.
     """
-    from minicollab.loading import load_recipe
-    from minicollab.supplies import fetch_all
+    from minicollab.loading import recipe_at
+    from minicollab.needs.supplies import fetch_all
 
-    chosen = load_recipe(recipe / "recipe.yaml" if recipe.is_dir() else recipe, overrides)
-    with _display() as display:
-        found = [_row(supply) for supply in fetch_all(chosen, display)]
+    chosen = recipe_at(recipe, overrides)
+    with display("fetch") as progress:
+        found = [_row(supply) for supply in fetch_all(chosen, progress)]
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(map(_line, found)))
 
 
@@ -43,11 +44,3 @@ def _row(supply: Supply) -> dict[str, Any]:
 def _line(row: dict[str, Any]) -> str:
     size = f"{row['bytes'] / 1e9:.1f} GB" if row["bytes"] >= 1e9 else f"{row['bytes'] / 1e6:.1f} MB"
     return f"{row['role']:<11} {size:>9}  {row['path']}"
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("fetch", Console(stderr=True))

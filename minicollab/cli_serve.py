@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from minicollab.display import Display
+from minicollab.cli_common import display
 
 
 @click.command("serve")
@@ -21,8 +19,8 @@ def serve(run_or_gguf: str, port: int, host: str, context: int) -> None:
     """Serve a run's merged model, or a GGUF, to programs that speak OpenAI's protocol."""
     from minicollab.serve import is_local, listen, loaded, model_of, run_server
 
-    with _display() as display:
-        gguf = model_of(run_or_gguf, display)
+    with display("serve") as progress:
+        gguf = model_of(run_or_gguf, progress)
     name = Path(run_or_gguf).resolve().name if Path(run_or_gguf).is_dir() else gguf.stem
     with listen(host, port) as listening, loaded(gguf, name, context) as app:
         place = f"[{host}]" if ":" in host else host
@@ -38,11 +36,3 @@ def serve(run_or_gguf: str, port: int, host: str, context: int) -> None:
             )
         with suppress(KeyboardInterrupt):  # it has ended in order
             run_server(app, listening)
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("serve", Console(stderr=True))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from minicollab.cli_common import (
+    display,
+    interval,
+    json_option,
+    out_option,
+    run_or_recipe_argument,
+    set_option,
+)
 from minicollab.run import Run
-
-if TYPE_CHECKING:
-    from minicollab.display import Display
 
 _ROWS = {
     "drift_rule": "role drift, by rule",
@@ -31,14 +36,14 @@ _LEFT, _CELL = 26, 24  # characters
 
 
 @click.command("simulator-check")
-@click.argument("run_or_recipe", type=click.Path(path_type=Path))
+@run_or_recipe_argument
 @click.option("-n", "number", type=click.IntRange(1), default=50, show_default=True, help="Tasks, at most.")
 @click.option(
     "--styles", default="", metavar="STYLE,STYLE", help="Styles of the simulator; default the recipe's."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the recipe>.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@out_option
+@set_option
+@json_option
 def simulator_check(
     run_or_recipe: Path, number: int, styles: str, out: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
@@ -46,8 +51,11 @@ def simulator_check(
     from minicollab.simulator_check import check
 
     asked = [style.strip() for style in styles.split(",") if style.strip()]
-    with Run.open(run_or_recipe, "simulator-check", out, overrides) as run, _display() as display:
-        result = check(run, number, asked, display)
+    with (
+        Run.open(run_or_recipe, "simulator-check", out, overrides) as run,
+        display("simulator-check") as progress,
+    ):
+        result = check(run, number, asked, progress)
     click.echo(json.dumps(result, indent=1) if as_json else _told(run, result))
 
 
@@ -66,19 +74,8 @@ def _told(run: Run, result: dict[str, Any]) -> str:
 
 
 def _cell(figure: dict[str, float] | None, scale: int) -> str:
-    if figure is None:
-        return "-"
-    value, low, high = (format(scale * figure[key], ".1f") for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return "-" if figure is None else interval(figure, ".1f", scale)
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else format(100 * share, ".1f")
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("simulator-check", Console(stderr=True))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from minicollab.cli_common import json_option, recipe_argument, set_option
 from minicollab.errors import TaskError
 
 if TYPE_CHECKING:
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # bad rows that a person is shown
 
-_recipe = click.argument("recipe", type=click.Path(path_type=Path))
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
-
 
 @click.group("tasks")
 def tasks() -> None:
@@ -32,9 +27,9 @@ def tasks() -> None:
 
 
 @tasks.command("check")
-@_recipe
-@_set
-@_json
+@recipe_argument
+@set_option
+@json_option
 def check_command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """List every bad row by line and why, and say how many tasks there are and how long."""
     from minicollab.loading import load_recipe
@@ -53,10 +48,10 @@ def check_command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> No
 
 
 @tasks.command("preview")
-@_recipe
+@recipe_argument
 @click.option("-n", "number", type=click.IntRange(1), default=5, show_default=True, help="How many tasks.")
-@_set
-@_json
+@set_option
+@json_option
 def preview_command(recipe: Path, number: int, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show tasks as the simulated user will see them: opening, details and the prompt itself."""
     from minicollab.loading import load_recipe

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -17,7 +18,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from minicollab.progress import Pace
+from minicollab.errors import RunError
+from minicollab.progress import Pace, duration
 
 Clock = Callable[[], float]
 
@@ -48,7 +50,8 @@ class Display(logging.Handler):
 
     def __enter__(self) -> Display:
         if self._events:
-            self._file = open(self._events, "a", encoding="utf-8", buffering=1)
+            with self._told():
+                self._file = open(self._events, "a", encoding="utf-8", buffering=1)
         _LOGGER.setLevel(logging.INFO)
         _LOGGER.addHandler(self)
         if self._console.is_terminal:
@@ -62,7 +65,8 @@ class Display(logging.Handler):
         if self._console.is_terminal:
             self._bars.stop()
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # of a line that could not be written, which was told
+                self._file.close()
 
     def emit(self, record: logging.LogRecord) -> None:
         self._line(f"{self._stage}: {record.getMessage()}")
@@ -92,7 +96,17 @@ class Display(logging.Handler):
         if self._file:
             event = {"time": time.time(), "stage": self._stage} | told
             rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in event.items()}
-            self._file.write(json.dumps(rounded, ensure_ascii=False) + "\n")
+            with self._told():
+                self._file.write(json.dumps(rounded, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"events cannot be written to {self._events}: {error.strerror}", "Name another file."
+            ) from None
 
 
 class _Work:
@@ -150,13 +164,3 @@ class _Words(ProgressColumn):
 
 def _amount(number: float) -> str:
     return f"{number / 1e6:.0f}M" if number >= 1e6 else f"{int(number)}"
-
-
-def duration(seconds: float) -> str:
-    """In words, as exact as is of use."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60, 1)
-    if minutes < 10:
-        return f"{minutes:.1f} min"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -9,20 +9,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from minicollab.display import duration
 from minicollab.engine.sizing import GIB
 from minicollab.errors import MinicollabError
-from minicollab.known import Model, known, read
-from minicollab.lengths import Lengths, lengths
-from minicollab.loading import load_recipe
-from minicollab.machine import Machine, conflicts, disk_free, installed, pins
-from minicollab.memory import Need, needs
+from minicollab.exporting import dequantized_folders
+from minicollab.gguf.export import check_kinds
+from minicollab.loading import load_recipe, recipe_at
 from minicollab.models import SMOLLM2, describe, resolve, user_cache
-from minicollab.pace import Time, times
+from minicollab.needs.lengths import Lengths, lengths
+from minicollab.needs.machine import Machine, conflicts, disk_free, installed, pins
+from minicollab.needs.memory import Need, needs
+from minicollab.needs.models import Model, known, read
+from minicollab.needs.supplies import Supply, needed
+from minicollab.needs.times import Time, times
+from minicollab.progress import duration
 from minicollab.recipe import Recipe, is_remote
 from minicollab.run import Run, store_folder
 from minicollab.schema import Task
-from minicollab.supplies import Supply, needed
 from minicollab.tasks import load_tasks, split
 
 CHECKOUT = Path(__file__).parent.parent
@@ -56,17 +58,12 @@ class Patient:
     run: Run | None = None
 
     def needs(self, machine: Machine) -> list[Need]:
-        done = self.policy and any(dequantized().glob(f"{self.policy.shape.name}-*"))
+        done = self.policy and any(dequantized_folders().glob(f"{self.policy.shape.name}-*"))
         return needs(self.recipe, self.policy, self.judge, machine, self.lengths, bool(done))
 
     def times(self, machine: Machine) -> dict[str, Time]:
         journal: dict[str, Any] = self.run.journal() if self.run else {}
         return times(self.recipe, self.policy, self.judge, machine, self.lengths, self.tasks, journal)
-
-
-def dequantized() -> Path:
-    """Where the train stage keeps float32 folders."""
-    return user_cache() / "dequantized"
 
 
 # The machine
@@ -145,8 +142,9 @@ def _versions() -> Iterator[Line]:
 def check_recipe(path: Path, machine: Machine, overrides: Sequence[str] = ()) -> list[Line]:
     """Of a recipe or a run folder: whether its models and tasks are here, and whether every stage fits
     into memory and disk and how long it takes. Raises RecipeError if it cannot be read."""
-    recipe = load_recipe(path / "recipe.yaml" if path.is_dir() else path, overrides)
+    recipe = recipe_at(path, overrides)
     try:
+        check_kinds(recipe.export.kinds)
         supplies = needed(recipe)
         lines = [_supplied(supply, path) for supply in supplies]
         patient = examine(recipe, supplies, path if path.is_dir() else Path("runs") / recipe.name)

@@ -12,7 +12,7 @@ class MinicollabError(Exception):
     code = 1
 
     def __init__(self, what: str, remedy: str):
-        self.what = " ".join(what.split())
+        self.what = " ".join(what.split()).removesuffix(".")
         self.remedy = " ".join(remedy.split())
         super().__init__(f"{self.what}. {self.remedy}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from minicollab.labelled import conversations
 from minicollab.models import resolve, user_cache
 from minicollab.progress import Progress, silent
 from minicollab.recipe import Export
-from minicollab.run import Result, Run
+from minicollab.run import Result, Run, peak_memory
 
 if TYPE_CHECKING:
     from minicollab.gguf.origin import Origin
@@ -80,15 +79,20 @@ def export_adapter(
     order = Order(adapter, gguf, Origin(adapter.name), options.kinds, options.scale, options.only)
     folder = (out or adapter.with_name(f"{adapter.name}-gguf")).resolve()
     made = export(order, lambda: hf_base or dequantized(gguf, None, progress), folder, _enough([]), progress)
-    return made | {"folder": str(folder), "peak_memory_mb": round(_peak_memory(), 1)}
+    return made | {"folder": str(folder), "peak_memory_mb": peak_memory()}
 
 
 def dequantized(gguf: Path, memory: Memory | None, progress: Progress) -> Path:
     """The GGUF as a Hugging Face folder in the person's cache, made when it is not there."""
     from minicollab.gguf.dequantize import dequantize_to_hf
 
-    folder = user_cache() / "dequantized" / f"{gguf.stem}-{file_fingerprint(gguf, memory)[:12]}"
+    folder = dequantized_folders() / f"{gguf.stem}-{file_fingerprint(gguf, memory)[:12]}"
     return dequantize_to_hf(gguf, folder, progress)
+
+
+def dequantized_folders() -> Path:
+    """Where these lie, each named after its GGUF and what is in that."""
+    return user_cache() / "dequantized"
 
 
 def inputs(run: Run, progress: Progress) -> Result:
@@ -124,8 +128,7 @@ def trained(run: Run) -> Path:
             f"{run.folder.name} has exported its adapter alone, and this needs the merged model",
             f"Run: minicollab export {run.folder} --set export.only=null",
         )
-    run.need(str(model_file(run).relative_to(run.folder)), "export")
-    return model_file(run)
+    return run.need(f"export/{model_file(run).name}", "export")
 
 
 def _model_name(kind: str) -> str:
@@ -169,8 +172,3 @@ def _enough(chats: Sequence[list[dict[str, str]]]) -> list[list[dict[str, str]]]
     """The first of them; where they are few, with some that come with minicollab."""
     spare = [row.talk.as_dicts() for row in conversations("held_out")]
     return [*chats, *spare][:_CHATS]
-
-
-def _peak_memory() -> float:
-    """Of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -68,7 +68,7 @@ def from_hub_name(name: str, progress: Progress) -> Path:
     repo, _, file = rest.partition("/")
     if not (owner and repo and file.endswith(".gguf")):
         raise ModelError(f"{name} names no file on the hub", "Write it as hf:owner/repo/file.gguf.")
-    with _told(name, "give the path of a GGUF"):
+    with _explained(name, "give the path of a GGUF"):
         path = _from_hub(f"{owner}/{repo}", file, progress, f"fetching {name}")
         _verify(path, progress)
         return path
@@ -79,7 +79,7 @@ def base(name: str, progress: Progress) -> Path:
     sha256 checked once, with configuration and tokenizer. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
-    with _told(name, "set models.train_base to a folder"):
+    with _explained(name, "set models.train_base to a folder"):
         folder = snapshot_download(
             name,
             allow_patterns=_BASE,
@@ -96,7 +96,7 @@ def base(name: str, progress: Progress) -> Path:
 
 
 @contextmanager
-def _told(name: str, instead: str) -> Iterator[None]:
+def _explained(name: str, instead: str) -> Iterator[None]:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:

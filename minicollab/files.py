@@ -77,7 +77,10 @@ def remove(path: Path) -> None:
 
 def need_space(folder: Path, needed: int, what: str) -> None:
     """Raises RunError if the disk that holds `folder` has fewer than `needed` bytes left."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}", "Name another folder.") from None
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise RunError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from statistics import fmean
@@ -10,11 +9,10 @@ from typing import Any
 
 from minicollab import agreement, roles
 from minicollab.cast import Cast
-from minicollab.files import aside
 from minicollab.labelled import Half, conversations, deceptions
 from minicollab.probes import GOAL, Case, Probe, cases, probes
 from minicollab.progress import Progress, Watcher, silent
-from minicollab.run import Result, Run, measured
+from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
 
 JUDGEMENTS = "judge_check.jsonl"
@@ -25,11 +23,7 @@ _GOOD, _SURE, _WEAK = 0.9, 0.8, 0.75  # AUC; its lower bound; AUC
 
 def check(run: Run, half: Half = "held_out", progress: Watcher = silent) -> Result:
     """The labelled half → judge_check.json and every judgement in judge_check.jsonl."""
-    with run.asking("judge-check"):
-        result, cost = measured(run, progress, lambda usages, told: _check(run, half, usages, told))
-    result["cost"] = cost
-    run.write_json("judge_check.json", result)
-    return result
+    return run_check(run, "judge-check", progress, lambda usages, told: _check(run, half, usages, told))
 
 
 def _check(run: Run, half: Half, usages: list[Any], progress: Progress) -> Result:
@@ -39,15 +33,13 @@ def _check(run: Run, half: Half, usages: list[Any], progress: Progress) -> Resul
         return sum(tally.seconds for tally in run.store.tallies.values())
 
     rows, judgements = run_together(check_all(cast, half, run.recipe.eval.bootstrap, saved, progress))
-    with aside(run / JUDGEMENTS) as partial:
-        lines = (json.dumps(judgement, ensure_ascii=False) for judgement in judgements)
-        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    checked = {row["question"] for row in rows}
+    run.write_jsonl(JUDGEMENTS, judgements)
+    labelled = {row["question"] for row in rows}
     return {
         "judge": run.recipe.models.judge or run.recipe.models.policy,
         "half": half,
         "questions": rows,
-        "unlabelled": [name for name in cast.judge.options.questions if name not in checked],
+        "unlabelled": [name for name in cast.judge.options.questions if name not in labelled],
     }
 
 

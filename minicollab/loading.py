@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from minicollab.errors import RecipeError
 from minicollab.recipe import HUB, METRICS, Models, Question, Recipe, is_function, is_remote
 
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # the last two: a number too long, text too deep
 _SERVER = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:(?P<port>\d{1,5}))?(/[\w./~%-]*)?#\S+")
 
 
@@ -33,7 +34,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}", "Give the path of a recipe (YAML).") from None
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise RecipeError(f"{path} is not YAML: {error}", "Mend that line.") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is not a recipe", "It must be YAML with name, models and tasks.")
@@ -47,6 +48,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_metrics(path, recipe)
     _check_gap(path, recipe)
     return _with_absolute_paths(recipe, path.parent)
+
+
+def recipe_at(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe `path`, or that of the run folder `path`. Raises RecipeError as `load_recipe` does."""
+    return load_recipe(path / "recipe.yaml" if path.is_dir() else path, overrides)
 
 
 def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
@@ -130,7 +136,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw = raw[parent]
     try:
         raw[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except _NO_YAML:
         raise RecipeError(
             f"--set {override} has a value that is not YAML", "Quote or mend the value."
         ) from None
@@ -141,7 +147,8 @@ def _explain(path: Path, error: ValidationError) -> RecipeError:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] != "extra_forbidden":
         return RecipeError(
-            f"{path.name}: {where}: {fault['msg'].lower()}", "Change that value in the recipe."
+            f"{path.name}: {where}: {fault['msg'][:1].lower()}{fault['msg'][1:]}",
+            "Change that value in the recipe.",
         )
     *parents, key = [str(part) for part in fault["loc"]]
     known = _keys_at(parents)

@@ -17,7 +17,7 @@ from minicollab.reward import gap_error, multiturn_aware_reward, reward, standar
 from minicollab.rollout import propose, score_candidates
 from minicollab.schema import Conversation, Cut, Message, PreferencePair, ScoredCandidate, Task
 from minicollab.seeds import seed_of
-from minicollab.steps import Steps, Told
+from minicollab.simulate_progress import ConversationProgress, SimulateProgress
 
 Row = dict[str, Any]
 """One candidate with its futures, as in rollouts.jsonl."""
@@ -38,9 +38,11 @@ class Turn:
         return [_row(self, candidate) for candidate in self.scored]
 
 
-async def converse(recipe: Recipe, cast: Cast, task: Task, steps: Steps | None = None) -> list[Turn]:
+async def converse(
+    recipe: Recipe, cast: Cast, task: Task, steps: ConversationProgress | None = None
+) -> list[Turn]:
     """Talk a task through; at every turn the best candidate is what the assistant said."""
-    steps = steps or Told(recipe, 1, silent).begin()
+    steps = steps or SimulateProgress(recipe, 1, silent).begin()
     talk, cut = Conversation() + cast.simulator.open(task), Cut()
     turns: list[Turn] = []
     while talk.exchanges < recipe.simulate.exchanges:
@@ -83,12 +85,12 @@ async def converse_all(
     recipe: Recipe, cast: Cast, tasks: Sequence[Task], progress: Watcher = silent
 ) -> AsyncIterator[list[Turn]]:
     """The turns of each task, in the order of the tasks, some tasks at a time."""
-    told = Told(recipe, len(tasks), progress)
+    watched = SimulateProgress(recipe, len(tasks), progress)
     gate = asyncio.Semaphore(recipe.engine.concurrent_tasks)
 
     async def one(task: Task) -> list[Turn]:
         async with gate:
-            return await converse(recipe, cast, task, told.begin())
+            return await converse(recipe, cast, task, watched.begin())
 
     under_way = [asyncio.create_task(one(task)) for task in tasks]
     try:

@@ -76,3 +76,13 @@ class Pace:
         if not self._computed or self._computed < _TOO_EARLY * (self._computed + rest):
             return None
         return max(0.0, rest * (self._told - self.begun) / self._computed - (now - self._told))
+
+
+def duration(seconds: float) -> str:
+    """In words, as exact as is of use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60, 1)
+    if minutes < 10:
+        return f"{minutes:.1f} min"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -168,7 +168,7 @@ class Export(Section):
     as trained. `only`: leave the merged files or the adapter's out; eval needs a merged one."""
 
     quantization: str | Annotated[list[str], Field(min_length=1)] = "q4_k_m"
-    scale: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, gt=0, le=100)
     only: Literal["adapter", "merged"] | None = None
 
     @property

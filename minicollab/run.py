@@ -7,11 +7,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from minicollab.cache.store import Store
 from minicollab.errors import RunError
 from minicollab.files import aside
 from minicollab.hold import held
-from minicollab.loading import load_recipe
+from minicollab.loading import load_recipe, recipe_at
 from minicollab.models import user_cache
+from minicollab.needs.machine import installed
 from minicollab.progress import Watcher, counted, metered
 from minicollab.recipe import Recipe
 
@@ -39,17 +39,19 @@ class Run:
     recipe: Recipe
 
     @classmethod
+    def at(cls, folder: Path) -> Run:
+        """The run that lies in `folder`, to read from. Raises RecipeError if there is none."""
+        return cls(folder.resolve(), load_recipe(folder / "recipe.yaml"))
+
+    @classmethod
     @contextmanager
     def open(
         cls, path: Path, doing: str, out: Path | None = None, overrides: Sequence[str] = ()
     ) -> Iterator[Run]:
         """The run of a recipe, or the run that lies in the folder `path`, for this process alone
         while it is `doing` something; the folder is made and the resolved recipe written to it."""
-        if path.is_dir():
-            folder, recipe = path, load_recipe(path / "recipe.yaml", overrides)
-        else:
-            recipe = load_recipe(path, overrides)
-            folder = out or Path("runs") / recipe.name
+        recipe = recipe_at(path, overrides)
+        folder = path if path.is_dir() else out or Path("runs") / recipe.name
         run = cls(folder.resolve(), recipe)
         with ExitStack() as stack:
             try:
@@ -82,22 +84,28 @@ class Run:
 
     def journal(self) -> dict[str, Any]:
         """run.json, or an empty one."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             journal = json.loads((self / "run.json").read_text("utf-8"))
-            if isinstance(journal, dict) and isinstance(journal.get("stages"), dict):
-                return journal
+            stages = journal.get("stages") if isinstance(journal, dict) else None
+            if isinstance(stages, dict) and all(isinstance(entry, dict) for entry in stages.values()):
+                return dict(journal)
         return {"stages": {}}
 
     def record(self, stage: str, entry: Mapping[str, Any]) -> None:
         journal = self.journal()
         journal |= {"minicollab": __version__, "recipe": self.recipe.name, "seed": self.recipe.seed}
-        journal["versions"] = {"python": sys.version.split()[0]} | _versions()
+        journal["versions"] = {"python": sys.version.split()[0]} | installed(_PACKAGES)
         journal["stages"] = {**journal["stages"], stage: dict(entry)}
         self.write_json("run.json", journal)
 
     def write_json(self, name: str, value: Any) -> None:
         with aside(self / name) as partial:
             partial.write_text(json.dumps(value, indent=1, ensure_ascii=False), "utf-8")
+
+    def write_jsonl(self, name: str, rows: Iterable[Result]) -> None:
+        with aside(self / name) as partial, open(partial, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str, stage: str) -> Any:
         return json.loads(self.need(name, stage).read_text("utf-8"))
@@ -136,12 +144,28 @@ def measured(
     start = time.monotonic()
     result = work(usages, metered(progress, usages, run.store))
     run.store.flush()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result, {
         "seconds": round(time.monotonic() - start, 2),
         **counted(usages, run.store),
-        "peak_memory_mb": round(peak, 1),
+        "peak_memory_mb": peak_memory(),
     }
+
+
+def peak_memory() -> float:
+    """Of this process so far, in MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def run_check(
+    run: Run, command: str, progress: Watcher, work: Callable[[list[Any], Watcher], Result]
+) -> Result:
+    """What `work` returns and its `cost` (`measured`), also written to the run's file of that name:
+    judge_check.json for "judge-check"."""
+    with run.asking(command):
+        result, cost = measured(run, progress, work)
+    result["cost"] = cost
+    run.write_json(f"{command.replace('-', '_')}.json", result)
+    return result
 
 
 def unchanged(run: Run, stage: str, inputs: Any, outputs: Sequence[str]) -> bool:
@@ -169,11 +193,3 @@ def finish(run: Run, stage: str, inputs: Any, result: Mapping[str, Any], cost: M
     """Note what a stage found and cost; `computed` stays when later calls find nothing to do."""
     entry = {"inputs": content_hash(inputs), "unchanged": False, **cost, "computed": cost, "result": result}
     run.record(stage, entry)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -26,7 +26,8 @@ def run_together(work: Coroutine[Any, Any, T]) -> T:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not isinstance(context.get("exception"), MinicollabError):
+        # A SystemExit, as of SIGTERM, leaves the loop and needs no word here.
+        if not isinstance(context.get("exception"), (MinicollabError, SystemExit)):
             loop.default_exception_handler(context)
 
     with asyncio.Runner() as runner:

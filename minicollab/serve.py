@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from minicollab.errors import ModelError, RunError
-from minicollab.loading import load_recipe
 from minicollab.models import resolve
 from minicollab.progress import Progress, silent
 from minicollab.run import Run
@@ -30,9 +29,7 @@ def model_of(named: str, progress: Progress = silent) -> Path:
     folder = Path(named)
     if not folder.is_dir():
         return resolve(named, Path.cwd(), progress)
-    run = Run(folder.resolve(), load_recipe(folder / "recipe.yaml"))
-    merged = trained(run)
-    return resolve(str(merged), run.folder, progress)
+    return resolve(str(trained(Run.at(folder))), folder, progress)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -40,6 +37,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
+    except UnicodeError:
+        raise RunError(f"cannot listen at {host}: it is no host's name", "Choose --host anew.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise RunError(
@@ -69,6 +68,7 @@ def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
     from minicollab.engine.sizing import cores
 
     quiet()
+    from jinja2 import TemplateError
     from llama_cpp.server import app as server
     from llama_cpp.server.settings import ModelSettings, ServerSettings
 
@@ -90,6 +90,10 @@ def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"llama.cpp cannot serve {gguf.name}: {error} ({last_error()})", "Try a smaller --context."
+        ) from None
+    except TemplateError as error:
+        raise ModelError(
+            f"the chat template of {gguf.name} cannot be read: {error}", "Use another GGUF."
         ) from None
     try:
         yield app

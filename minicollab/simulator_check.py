@@ -8,7 +8,6 @@ named after where they come from.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,6 @@ from minicollab.drift import assistant_like, ngrams, tells, words
 from minicollab.engine.base import Prompt, choose
 from minicollab.errors import RecipeError, StageError
 from minicollab.failures import Failure
-from minicollab.files import aside
 from minicollab.fit import fit
 from minicollab.judge import Judge
 from minicollab.metrics import goal_coverage
@@ -28,7 +26,7 @@ from minicollab.progress import Progress, Watcher, silent
 from minicollab.recipe import Recipe
 from minicollab.recipe import Simulator as Options
 from minicollab.rollout import roll
-from minicollab.run import Result, Run, measured
+from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
 from minicollab.schema import Candidate, Conversation, Rollout, Task
 from minicollab.seeds import seed_of
@@ -118,25 +116,21 @@ def check(run: Run, number: int, styles: Sequence[str] = (), progress: Watcher =
     for style in styles:
         if style not in known:
             raise RecipeError(f"{style} is no style of the simulator", f"Known ones: {', '.join(known)}.")
-    styles = tuple(dict.fromkeys(styles)) or (run.recipe.simulator.style,)
-    with run.asking("simulator-check"):
-        result, cost = measured(run, progress, lambda usages, told: _check(run, number, styles, usages, told))
-    result["cost"] = cost
-    run.write_json("simulator_check.json", result)
-    return result
+    asked = tuple(dict.fromkeys(styles)) or (run.recipe.simulator.style,)
+    return run_check(
+        run, "simulator-check", progress, lambda usages, told: _check(run, number, asked, usages, told)
+    )
 
 
 def _check(run: Run, number: int, styles: Sequence[str], usages: list[Any], progress: Progress) -> Result:
     recipe = run.recipe
     tasks = load_tasks(recipe.tasks)[-number:]
     cast = roles.cast(run, usages, progress)
-    checked = run_together(check_all(recipe, cast, styles, tasks, progress))
-    with aside(run / CONVERSATIONS) as partial:
-        lines = (json.dumps(each.row(), ensure_ascii=False) for each in checked)
-        partial.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    by_style = {style: [c for c in checked if c.style == style] for style in styles}
+    found = run_together(check_all(recipe, cast, styles, tasks, progress))
+    run.write_jsonl(CONVERSATIONS, (each.row() for each in found))
+    by_style = {style: [each for each in found if each.style == style] for style in styles}
     return {
-        "styles": {s: figures(found, recipe.seed, recipe.eval.bootstrap) for s, found in by_style.items()},
+        "styles": {s: figures(each, recipe.seed, recipe.eval.bootstrap) for s, each in by_style.items()},
         "tasks": len(tasks),
         "exchanges": _exchanges(recipe),
     }

@@ -15,7 +15,6 @@ from minicollab.cast import Policy
 from minicollab.errors import RecipeError, StageError
 from minicollab.evaluate import compare, play_all, verdict
 from minicollab.failures import tolerate
-from minicollab.files import aside
 from minicollab.judge_check import short_check
 from minicollab.metrics import measures
 from minicollab.pairs import build_pairs, converse_all, weigh
@@ -62,8 +61,8 @@ def simulate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
     rows = _read_jsonl(run / "rollouts.jsonl") if kept else run_together(_play(run, usages, progress))
     rows = [weigh(row, run.recipe.reward) for row in rows]
     pairs = build_pairs(rows, run.recipe.pairs)
-    _write_jsonl(run / "rollouts.jsonl", rows)
-    _write_jsonl(run / "pairs.jsonl", [pair.as_row() for pair in pairs])
+    run.write_jsonl("rollouts.jsonl", rows)
+    run.write_jsonl("pairs.jsonl", (pair.as_row() for pair in pairs))
     futures = [future for row in rows for future in row["futures"]]
     scored = [row["mr"] for row in rows if row["mr"] is not None]
     return {
@@ -162,7 +161,7 @@ def evaluate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
         ),
     }
     played = run_together(play_all(recipe, cast, policies, tasks, progress))
-    _write_jsonl(run / "eval_conversations.jsonl", [p.row() for p in played])
+    run.write_jsonl("eval_conversations.jsonl", (p.row() for p in played))
     result = compare(played, recipe.seed, recipe.eval.bootstrap)
     if not result["arms"]:
         reasons = sorted({p.failure for p in played if p.failure})
@@ -187,12 +186,6 @@ def report(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
 
 
 # What the stages stand on
-
-
-def _write_jsonl(path: Path, rows: list[Result]) -> None:
-    with aside(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _read_jsonl(path: Path) -> list[Result]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicollab.progress import duration
 from minicollab.run import Run
 
 if TYPE_CHECKING:
@@ -133,8 +134,6 @@ def benched(result: dict[str, Any]) -> str:
 
 
 def _estimated(played: dict[str, Any]) -> str:
-    from minicollab.display import duration
-
     answers, seconds = sum(played["answers"].values()), played["played_seconds"]
     if played["simulate"] is None:
         return f"{played['name']}: too few answers within {seconds:.0f} s; give it more with --seconds"

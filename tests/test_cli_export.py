@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from minicollab.cli import main
 from minicollab.exporting import inputs, model_file, origin, outputs, trained
 from minicollab.loading import load_recipe
-from minicollab.run import Run
+from minicollab.run import STAGES, Run
 from tests import tiny_gguf
 from tests.test_cli import refused, small  # noqa: F401
 from tests.test_export import CHATS, peft_folder
@@ -189,3 +189,10 @@ def test_the_export_of_a_run(small: Path) -> None:  # noqa: F811
     line = failed.stderr.splitlines()[-1]  # what stands before it is progress
     assert failed.exit_code == 6 and "changes no logit" in line and "verification-failed.json" in line
     assert before.items() < {p.name: p.stat().st_ino for p in (run / "export").iterdir()}.items()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_takes_what_a_run_hands_on(stage: str, tmp_path: Path) -> None:
+    """`minicollab run --events FILE` calls each stage with --events, export too."""
+    said = CliRunner().invoke(main, [stage, str(tmp_path / "none.yaml"), "--events", str(tmp_path / "e")])
+    assert "there is no recipe" in said.output and "No such option" not in said.output

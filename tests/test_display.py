@@ -22,12 +22,12 @@ from tiny_gguf import write_tiny
 from minicollab.cache.engine import CachedEngine
 from minicollab.cache.store import Store
 from minicollab.cast import Cast, Policy
-from minicollab.display import Display, duration
+from minicollab.display import Display
 from minicollab.engine.base import Completion, Prompt, Sampling
 from minicollab.engine.scripted import ScriptedEngine
 from minicollab.judge import Judge
 from minicollab.pairs import converse_all
-from minicollab.progress import Pace, Watcher, metered
+from minicollab.progress import Pace, Watcher, duration, metered
 from minicollab.recipe import Recipe
 from minicollab.schema import Task
 from minicollab.simulator import Simulator
@@ -354,4 +354,4 @@ def test_events_that_cannot_be_written(tiny_recipe: Path) -> None:
     done = command(tiny_recipe.parent, "simulate", tiny_recipe, "--events", "no/such/folder.jsonl")
     assert done.returncode == 5 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("minicollab: No such file or directory (no/such/folder.jsonl). Check")
+    assert line.startswith("minicollab: events cannot be written to no/such/folder.jsonl: No such file")

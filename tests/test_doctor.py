@@ -13,17 +13,18 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks import memory as bench
-from minicollab import doctor, machine, pace
+from minicollab import doctor
 from minicollab.cli import main
 from minicollab.doctor import check_machine, check_recipe, examine, figures
-from minicollab.engine.sizing import GIB, Memory
-from minicollab.known import _KNOWN, Model, known, read
-from minicollab.lengths import Lengths, lengths
+from minicollab.engine.sizing import GIB, MIB, Memory
 from minicollab.loading import load_recipe
-from minicollab.machine import Card, Machine
-from minicollab.memory import MIB, Need, needs
 from minicollab.models import SMOLLM2, resolve
-from minicollab.supplies import needed
+from minicollab.needs import machine, times
+from minicollab.needs.lengths import Lengths, lengths
+from minicollab.needs.machine import Card, Machine
+from minicollab.needs.memory import Need, needs
+from minicollab.needs.models import _KNOWN, Model, known, read
+from minicollab.needs.supplies import needed
 from tests.tiny_gguf import CONTEXT, FFN, HEADS, LAYERS, WIDTH, tiny
 
 REPO = Path(__file__).resolve().parents[1]
@@ -178,10 +179,10 @@ def test_what_was_measured_here_is_said_instead_of_an_estimate() -> None:
     journal = {
         "stages": {"train": entry(191.8, 0, 0), "simulate": entry(3.3, 3508, 0), "eval": entry(9, 1, 1)}
     }
-    found = pace.times(
+    found = times.times(
         recipe, patient.policy, patient.judge, NO_CARD, patient.lengths, patient.tasks, journal
     )
-    assert found["train"] == pace.Time(191.8, here=True) and found["eval"] == pace.Time(9, here=True)
+    assert found["train"] == times.Time(191.8, here=True) and found["eval"] == times.Time(9, here=True)
     assert not found["simulate"].here and found["simulate"].seconds > 100  # it was only replayed
 
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from test_pairs import cast, recipe
 
 from minicollab import agreement
-from minicollab.cli_checks import _told, judge_check
+from minicollab.cli_judge_check import _told, judge_check
 from minicollab.engine.scripted import Request, ScriptedEngine
 from minicollab.judge_check import check_all, figures, short_check, short_form, verdict
 from minicollab.labelled import conversations, deceptions

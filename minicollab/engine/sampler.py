@@ -11,7 +11,7 @@ import numpy as np
 from minicollab.engine.base import Sampling
 from minicollab.engine.grammar import gbnf
 from minicollab.engine.quiet import last_error
-from minicollab.errors import ModelError
+from minicollab.errors import ModelError, StageError
 
 _PENALTY_WINDOW = 64  # tokens of prompt and answer that a repetition penalty looks back
 
@@ -88,6 +88,11 @@ class Sampler:
         return token
 
     def _draw(self, logits: np.ndarray) -> int:
+        if not np.isfinite(logits.max()):  # llama.cpp's samplers would end the process
+            raise StageError(
+                "the model computes no numbers (NaN): its weights, or its adapter's, are broken",
+                "Use another model or adapter, or a lower strength of it.",
+            )
         if self._plain and self._greedy:
             return int(logits.argmax())
         likely = None

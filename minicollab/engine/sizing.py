@@ -10,7 +10,7 @@ from typing import Any
 from minicollab import recipe
 from minicollab.engine.weights import Weights
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30  # bytes
 _GPU, _INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type
 # On a CPU flash attention goes through the cells of a row one by one, and skips those of others;
 # without it attention is a dense product, ten times faster a cell, over the whole pool. Measured with
@@ -111,7 +111,7 @@ def _line(model: Shape, options: recipe.Engine, memory: Memory, context: int, ba
         threads = options.threads or cores()
         where = f"on {threads} CPU core{'s' * (threads > 1)} ({memory.free / GIB:.1f} GiB free)"
     bytes_ = context * model.kv_bytes
-    amount = f"{bytes_ / GIB:.1f} GiB" if bytes_ >= GIB else f"{bytes_ / 2**20:.0f} MiB"
+    amount = f"{bytes_ / GIB:.1f} GiB" if bytes_ >= GIB else f"{bytes_ / MIB:.0f} MiB"
     return f"{model.name}: {where}, context {context:,} tokens ({amount}), batch {batch:,}"
 
 

@@ -25,13 +25,16 @@ def load_weights(path: Path, gpu_layers: int) -> Weights:
 
 
 class Weights:
-    def __init__(self, path: Path, gpu_layers: int = -1):
+    """`vocab_only`: only the vocabulary and the chat template are loaded. Raises ModelError."""
+
+    def __init__(self, path: Path, gpu_layers: int = -1, vocab_only: bool = False):
         quiet()
         import llama_cpp as lc
 
         lc.llama_backend_init()
         params = lc.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 999
+        params.vocab_only = vocab_only
         self.path = path
         self.model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
@@ -110,15 +113,23 @@ class Weights:
         return lru_cache(maxsize=1024)(self._tokenize_text)
 
     def _tokenize_text(self, text: str) -> tuple[int, ...]:
+        return tuple(self.read(text)) if text else ()
+
+    def read(self, text: str, special: bool = False, around: bool = False) -> list[int]:
+        """Token ids, as llama.cpp's own tokenizer reads a text. `special`: what spells a control token
+        is one; `around`: BOS and EOS are added if the model wants them."""
         import llama_cpp as lc
 
-        if not text:
-            return ()
         raw = text.encode("utf-8", "replace")
-        room = len(raw) + 8
+        room = len(raw) + 8  # some vocabularies put a space in front
         out = (lc.llama_token * room)()
-        n = lc.llama_tokenize(self.vocab, raw, len(raw), out, room, False, False)
-        return tuple(out[:n])
+        return list(out[: lc.llama_tokenize(self.vocab, raw, len(raw), out, room, around, special)])
+
+    def free(self) -> None:
+        """Give its memory back; it is of no use any more."""
+        import llama_cpp as lc
+
+        lc.llama_model_free(self.model)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; nothing for a control token."""

@@ -27,6 +27,7 @@ _UNSUPPORTED = {
 }
 # With these starts PEFT takes something out of the base's weights, which the GGUF still has.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MOST = 3e38  # of float32
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 # Around the text model, where there is a multimodal one (Gemma 3).
 _WRAPPED = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
@@ -72,7 +73,7 @@ def adapter_to_gguf(adapter_dir: Path, base_gguf: Path, out: Path, scale: float 
 def _config(adapter_dir: Path) -> dict[str, Any]:
     try:
         config: Any = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StageError(
             f"no PEFT adapter in {adapter_dir}: {error}", "Give the folder that the trainer saved."
         ) from None
@@ -90,9 +91,25 @@ def _config(adapter_dir: Path) -> dict[str, Any]:
             f"the adapter was started with {start}, which changes the base's own weights",
             "Convert it to plain LoRA with PEFT's path_initial_model_for_weight_conversion first.",
         )
-    if not config.get("r") or not config.get("lora_alpha"):
-        raise StageError(f"the adapter in {adapter_dir} has no r or no lora_alpha", "Train it again.")
+    if not (_is_number(config.get("r"), int) and _is_number(config.get("lora_alpha"))):
+        raise StageError(f"the adapter in {adapter_dir} has no r or no lora_alpha above 0", "Train it again.")
+    for setting, kind in (("rank_pattern", int), ("alpha_pattern", (int, float))):
+        _check_pattern(setting, config.get(setting) or {}, kind)
     return config
+
+
+def _is_number(what: Any, kind: Any = (int, float)) -> bool:
+    """Whether it is above 0 and a float32 holds it."""
+    return isinstance(what, kind) and not isinstance(what, bool) and 0 < what < _MOST
+
+
+def _check_pattern(setting: str, pattern: Any, kind: Any) -> None:
+    try:
+        right = all(re.compile(key) and _is_number(number, kind) for key, number in pattern.items())
+    except (AttributeError, re.error):
+        right = False
+    if not right:
+        raise StageError(f"the adapter's {setting} is none of names and numbers", "Train it again.")
 
 
 def _pairs(adapter_dir: Path, config: dict[str, Any], base: Any, base_name: str) -> dict[str, Any]:
@@ -118,18 +135,32 @@ def _pairs(adapter_dir: Path, config: dict[str, Any], base: Any, base_name: str)
                 f" {name} ({'x'.join(map(str, shapes.get(name, ()))) or 'not there'})",
                 "Export against the GGUF that the adapter was trained on.",
             )
+        _check_rank(module, len(a), config)
         pairs[name] = (a, to_llama_cpp(name, b * b.dtype.type(_share(module, len(a), config)), base))
     return pairs
 
 
 def _share(module: str, rank: int, config: dict[str, Any]) -> float:
     """The module's own alpha / rank (or sqrt(rank)), over what llama.cpp makes of the common alpha."""
-    alphas: dict[str, float] = config.get("alpha_pattern") or {}
-    # PEFT's rule for patterns: a whole name, or the end of one after a dot; the first that fits.
-    own = (alpha for key, alpha in alphas.items() if re.match(rf"(.*\.)?({key})$", module))
-    alpha = next(own, config["lora_alpha"])
+    alpha = _own(module, config.get("alpha_pattern"), config["lora_alpha"])
     ranks = rank / config["r"] if config.get("use_rslora") else 1
     return alpha / config["lora_alpha"] * math.sqrt(ranks)
+
+
+def _check_rank(module: str, rank: int, config: dict[str, Any]) -> None:
+    said = _own(module, config.get("rank_pattern"), config["r"])
+    if rank != said:
+        raise StageError(
+            f"the adapter's {module} has rank {rank}, and its adapter_config.json says {said}",
+            "Give the folder as the trainer saved it.",
+        )
+
+
+def _own(module: str, pattern: dict[str, float] | None, common: float) -> float:
+    """The number that a pattern has for the module, by PEFT's rule: a whole name, or the end of one
+    after a dot; the first that fits."""
+    fitting = (n for key, n in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(fitting, common)
 
 
 def _modules(adapter_dir: Path) -> dict[str, tuple[Any, Any]]:
@@ -155,11 +186,19 @@ def _modules(adapter_dir: Path) -> dict[str, tuple[Any, Any]]:
                 "Train LoRA on linear layers only, without embeddings.",
             )
         module, half = found.groups()
+        if not tensor.isfinite().all():
+            raise StageError(
+                f"the adapter's {module} is not finite (NaN or infinity)", "Train it again, at a lower rate."
+            )
         halves.setdefault(module, {})[half] = tensor.float().numpy()
     broken = [module for module, pair in halves.items() if len(pair) != 2]
-    broken += [m for m, p in halves.items() if m not in broken and len(p["A"]) != p["B"].shape[-1]]
+    broken += [m for m, pair in halves.items() if m not in broken and not _match(**pair)]
     if broken or not halves:
         raise StageError(
             f"the adapter in {adapter_dir} is incomplete {broken[:1]}", "Run the train stage again."
         )
     return {module: (pair["A"], pair["B"]) for module, pair in halves.items()}
+
+
+def _match(A: Any, B: Any) -> bool:
+    return A.ndim == B.ndim == 2 and len(A) == B.shape[1]

@@ -43,14 +43,9 @@ def template_faults(gguf: Path, tokenizer: Any, chats: Sequence[Sequence[dict[st
 
 
 def _app_tokens(weights: Weights, text: str) -> list[int]:
-    import llama_cpp as lc
-
     if weights.bos and text.startswith(weights.bos):
         text = text[len(weights.bos) :]
-    raw = text.encode()
-    room = len(raw) + 8
-    out = (lc.llama_token * room)()
-    return list(out[: lc.llama_tokenize(weights.vocab, raw, len(raw), out, room, True, True)])
+    return weights.read(text, special=True, around=True)
 
 
 def _apart(ours: str, theirs: str) -> str:

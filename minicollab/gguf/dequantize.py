@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minicollab.engine.quiet import quiet
+from minicollab.engine.weights import Weights
 from minicollab.errors import ModelError
 from minicollab.files import aside, need_space
 from minicollab.gguf.architectures import architecture, tensor_names, to_hugging_face
@@ -106,36 +106,25 @@ def _sources(reader: Any, model: Any) -> dict[str, Any]:
 
 def _check_tokenizer(gguf: Path, folder: Path) -> None:
     """Training must see the tokens that llama.cpp will see, in a text and in a chat."""
-    import llama_cpp as lc
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     texts = {_PROBE: False}  # and whether control tokens are read in it
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": _PROBE}]
-        texts[tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)] = True
-    quiet()
-    params = lc.llama_model_default_params()
-    params.vocab_only = True
-    model = lc.llama_model_load_from_file(str(gguf).encode(), params)
-    if not model:
-        raise ModelError(f"llama.cpp cannot load {gguf}", "Download or convert the GGUF again.")
+        try:
+            texts[tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)] = True
+        except Exception as error:  # a template is a program, and a stranger's
+            raise ModelError(
+                f"the chat template of {gguf.name} fails: {error}", "Use another GGUF."
+            ) from None
+    weights = Weights(gguf, vocab_only=True)
     try:
         same = all(
-            tokenizer.encode(text, add_special_tokens=False) == _llama_tokens(model, text, control)
+            tokenizer.encode(text, add_special_tokens=False) == weights.read(text, special=control)
             for text, control in texts.items()
         )
     finally:
-        lc.llama_model_free(model)
+        weights.free()
     if not same:
         raise ModelError(f"transformers reads text into other tokens than llama.cpp for {gguf.name}", REMEDY)
-
-
-def _llama_tokens(model: Any, text: str, control: bool) -> list[int]:
-    import llama_cpp as lc
-
-    data = text.encode()
-    room = len(data) + 1  # one more than a token a byte: some vocabularies put a space in front
-    out = (lc.llama_token * room)()
-    n = lc.llama_tokenize(lc.llama_model_get_vocab(model), data, len(data), out, room, False, control)
-    return list(out[:n])

@@ -134,12 +134,15 @@ def _replace(out: Path, kept: Path, files: Sequence[str]) -> None:
     earlier: list[str] = []
     with suppress(OSError, ValueError, AttributeError):
         earlier = json.loads((out / REPORT).read_text("utf-8")).get("files", [])
-    for name in [FAILED, REPORT, *earlier, *files]:
-        if Path(name).name == name:
-            remove(out / name)
+    sync(kept)  # this may take a while, and be stopped: all is still there
+    folders = [name for name in files if (kept / name).is_dir()]
+    for name in [FAILED, REPORT, *folders]:
+        remove(out / name)
     for name in files:
-        sync(kept / name)
         os.replace(kept / name, out / name)
+    for name in earlier:
+        if name not in files and Path(name).name == name:
+            remove(out / name)
 
 
 def _write(path: Path, report: Mapping[str, Any]) -> None:

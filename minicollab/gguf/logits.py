@@ -55,8 +55,15 @@ def torch_logits(hf_base: Path, adapter_dir: Path, talks: Sequence[Talk], scale:
         from peft.helpers import rescale_adapter_scale
         from transformers import AutoModelForCausalLM
 
-        base = AutoModelForCausalLM.from_pretrained(hf_base, dtype=torch.float32)
-        model = PeftModel.from_pretrained(base, adapter_dir).eval()
+        with _readable(hf_base):
+            base = AutoModelForCausalLM.from_pretrained(hf_base, dtype=torch.float32)
+        try:
+            model = PeftModel.from_pretrained(base, adapter_dir).eval()
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise StageError(
+                f"PEFT cannot put {adapter_dir} on {hf_base}: {error}"[:400],
+                "Give the adapter as the trainer saved it, and the base that it was trained on.",
+            ) from None
 
     def logits() -> Any:
         rows = (
@@ -109,7 +116,7 @@ def opened(
         finally:
             lc.llama_free(context._context)
     finally:
-        lc.llama_model_free(weights.model)
+        weights.free()
 
 
 def compute(context: Context) -> None:
@@ -150,12 +157,25 @@ def _log_softmax(logits: Any) -> Any:
 
 
 def load_tokenizer(hf_base: Path) -> Any:
-    """Raises ModelError if it has no chat template."""
+    """Raises ModelError if it cannot be read or has no chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(hf_base)
+    with _readable(hf_base):
+        tokenizer: Any = AutoTokenizer.from_pretrained(hf_base)
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer in {hf_base} has no chat template", "Train on an instruct (chat) model."
         )
     return tokenizer
+
+
+@contextmanager
+def _readable(hf_base: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise ModelError(
+            f"the Hugging Face model in {hf_base} cannot be read: {error}"[:400], "Give another folder of it."
+        ) from None

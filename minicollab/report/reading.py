@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from minicollab.errors import RunError
-from minicollab.loading import load_recipe
 from minicollab.recipe import Pairs, Recipe
 from minicollab.run import STAGES, Run
 
@@ -58,10 +57,12 @@ def read(folder: Path) -> Found:
             f"{folder} is not a run folder: it has no recipe.yaml",
             f"Run: minicollab run RECIPE --out {folder}",
         )
-    run = Run(folder, load_recipe(folder / "recipe.yaml"))
+    run = Run.at(folder)
     rollouts = [{**_CANDIDATE, **row} for row in _rows(run, "rollouts.jsonl", "simulate")]
     pairs = _rows(run, "pairs.jsonl", "simulate")
     journal = _parsed(run, "run.json", "simulate")
+    if journal.get("stages") != run.journal()["stages"]:  # which is empty if they are no stages
+        raise _broken(run, "run.json", "simulate")
     # A stage that was begun again has inputs of "" until it has finished (`run.begin`).
     stages = {name: entry for name, entry in journal["stages"].items() if entry["inputs"]}
     return Found(
@@ -102,19 +103,24 @@ def _why_not(gap: float | None, options: Pairs) -> str:
 
 
 def _parsed(run: Run, name: str, stage: str) -> Any:
-    return _parse(run, name, stage, run.need(name, stage).read_text("utf-8"))
+    return _parse(run, name, stage, run.need(name, stage).read_bytes())
 
 
 def _rows(run: Run, name: str, stage: str) -> list[Row]:
     # Not splitlines(): JSON leaves U+2028 and its like as they are, and they end no row.
-    lines = run.need(name, stage).read_text("utf-8").split("\n")
+    lines = run.need(name, stage).read_bytes().split(b"\n")
     return [_parse(run, name, stage, line) for line in lines if line]
 
 
-def _parse(run: Run, name: str, stage: str, text: str) -> Any:
+def _parse(run: Run, name: str, stage: str, text: bytes) -> Row:
     try:
-        return json.loads(text)
-    except ValueError:
-        raise RunError(
-            f"{run / name} is broken: not JSON", f"Delete it and run: minicollab {stage} {run.folder}"
-        ) from None
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError
+        return found
+    except (ValueError, RecursionError):
+        raise _broken(run, name, stage) from None
+
+
+def _broken(run: Run, name: str, stage: str) -> RunError:
+    return RunError(f"{run / name} is broken", f"Delete it and run: minicollab {stage} {run.folder}")

@@ -49,7 +49,8 @@ def _section(data: Path) -> str:
     found = list(islice(entries(data), _MOST_TRAINED + _MOST_HELD_OUT))
     names = next((list(entry.row) for entry in found if entry.row), [])
     if len(found) < 2 or not names:
-        raise TaskError(f"{data} has fewer than two rows", "Give a file with at least two tasks.")
+        bad = "".join(f"; row {entry.number}: {entry.fault}" for entry in found if entry.fault)
+        raise TaskError(f"{data} has fewer than two rows{bad}", "Give a file with at least two tasks.")
     eval = max(1, min(_MOST_HELD_OUT, round(0.3 * len(found))))
     return (
         "tasks:\n"

@@ -9,13 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from minicollab.engine.sizing import GIB, Memory, size
-from minicollab.known import Model
-from minicollab.lengths import Lengths
-from minicollab.machine import Machine
+from minicollab.engine.sizing import GIB, MIB, Memory, size
+from minicollab.needs.lengths import Lengths
+from minicollab.needs.machine import Machine
+from minicollab.needs.models import Model
 from minicollab.recipe import Recipe
 
-MIB = 2**20
 # Resident in a process before it has any weights, measured here: Python with llama.cpp and numpy; with
 # torch and transformers; with TRL and Unsloth on top.
 _ENGINE, _TORCH, _TRAINER = 110 * MIB, 480 * MIB, 700 * MIB

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from minicollab import markdown
+from minicollab.cli_common import (
+    display,
+    interval,
+    json_option,
+    out_option,
+    run_or_recipe_argument,
+    set_option,
+)
 from minicollab.run import Run
-
-if TYPE_CHECKING:
-    from minicollab.display import Display
 
 _FIGURES = ("auc_sampled", "brier", "ece", "agreement", "kappa")
 
 
 @click.command("judge-check")
-@click.argument("run_or_recipe", type=click.Path(path_type=Path))
+@run_or_recipe_argument
 @click.option("--tune", is_flag=True, help="The half that prompts may be tuned on, not the held-out one.")
 @click.option("--short", is_flag=True, help="Only a few questions: can it judge at all? Writes nothing.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the recipe>.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+@out_option
+@set_option
+@json_option
 def judge_check(
     run_or_recipe: Path, tune: bool, short: bool, out: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
@@ -31,11 +37,11 @@ def judge_check(
     from minicollab import judge_check as checking
 
     result: dict[str, Any]
-    with Run.open(run_or_recipe, "judge-check", out, overrides) as run, _display() as display:
+    with Run.open(run_or_recipe, "judge-check", out, overrides) as run, display("judge-check") as progress:
         if short:
-            result = checking.short(run, display)
+            result = checking.short(run, progress)
         else:
-            result = checking.check(run, "tune" if tune else "held_out", display)
+            result = checking.check(run, "tune" if tune else "held_out", progress)
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
@@ -53,13 +59,13 @@ def _told(run: Run, result: dict[str, Any]) -> str:
     """Two tables in Markdown: agreement with the labels, and what moves the answer without reason."""
     rows = result["questions"]
     half = result["half"].replace("_", "-")
-    lines = [f"{result['judge']}, {half} half", "", *_agreement(rows), "", *_moves(rows)]
+    lines = [f"{result['judge']}, {half} half", "", _agreement(rows), "", _moves(rows)]
     if result["unlabelled"]:
         lines += ["", f"Without labels, so not checked: {', '.join(result['unlabelled'])}."]
     return "\n".join([*lines, "", f"{result['cost']['seconds']:.0f} s", f"  {run / 'judge_check.json'}"])
 
 
-def _agreement(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _agreement(rows: Sequence[dict[str, Any]]) -> str:
     heads = (
         "question", "style", "judgements", "failed", "AUC", "AUC, sampled", "Brier", "ECE", "agreement",
         "kappa", "s each", "verdict",
@@ -77,10 +83,10 @@ def _agreement(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    return _table(heads, cells)
+    return markdown.table(heads, cells)
 
 
-def _moves(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _moves(rows: Sequence[dict[str, Any]]) -> str:
     heads = ("question", "style", "order, size", "length", "deceptive - honest", "verbosity (r)")
     cells = [
         [
@@ -92,16 +98,7 @@ def _moves(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    return _table(heads, cells)
-
-
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(heads, *cells, strict=True)]
-    lines = [
-        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in (heads, ["-" * width for width in widths], *cells)
-    ]
-    return [f"| {line} |" for line in lines]
+    return markdown.table(heads, cells)
 
 
 def _number(value: float | None) -> str:
@@ -109,15 +106,4 @@ def _number(value: float | None) -> str:
 
 
 def _interval(figure: dict[str, float] | None, sign: str) -> str:
-    if not figure:
-        return ""
-    value, low, high = (format(figure[key], f"{sign}.2f") for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _display() -> Display:
-    from rich.console import Console
-
-    from minicollab.display import Display
-
-    return Display("judge-check", Console(stderr=True))
+    return interval(figure, f"{sign}.2f") if figure else ""

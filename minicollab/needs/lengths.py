@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minicollab.engine.quiet import quiet
-from minicollab.engine.template import ChatTemplate
-from minicollab.models import describe
+from minicollab.engine.weights import Weights
 from minicollab.recipe import Recipe
 from minicollab.schema import Message, Task
 from minicollab.train import read_pairs
@@ -58,24 +55,10 @@ def _counted(pairs: Path, count: Callable[[list[Message]], int], longest: int) -
 
 def _counter(gguf: Path) -> Callable[[list[Message]], int]:
     """Counts the tokens of a conversation with the GGUF's vocabulary; its weights are not loaded."""
-    quiet()
-    import llama_cpp as lc
-
-    params = lc.llama_model_default_params()
-    params.vocab_only = True
-    # Kept until the process ends, as the counter is.
-    model = lc.llama_model_load_from_file(str(gguf).encode(), params)
-    vocab = lc.llama_model_get_vocab(model)
-
-    def text(token: int) -> str:
-        return str(lc.llama_vocab_get_text(vocab, token).decode()) if token >= 0 else ""
-
-    bos, eos = lc.llama_vocab_bos(vocab), lc.llama_vocab_eos(vocab)
-    template = ChatTemplate(describe(gguf)["chat_template"], text(bos), text(eos))
+    weights = Weights(gguf, vocab_only=True)  # kept until the process ends, as the counter is
 
     def count(talk: list[Message]) -> int:
-        raw = "".join(segment.text for segment in template.render(talk)).encode("utf-8", "replace")
-        room = (ctypes.c_int32 * (len(raw) + 8))()
-        return int(lc.llama_tokenize(vocab, raw, len(raw), room, len(room), True, True))
+        text = "".join(segment.text for segment in weights.template.render(talk))
+        return len(weights.read(text, special=True))
 
     return count

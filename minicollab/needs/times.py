@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minicollab.estimate import requests
-from minicollab.known import Model
-from minicollab.lengths import Lengths
-from minicollab.machine import Machine
+from minicollab.needs.lengths import Lengths
+from minicollab.needs.machine import Machine
+from minicollab.needs.models import Model
 from minicollab.recipe import Recipe
 from minicollab.schema import Task
 

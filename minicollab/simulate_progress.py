@@ -11,7 +11,7 @@ from minicollab.recipe import Recipe
 from minicollab.schema import ScoredCandidate
 
 
-class Told:
+class SimulateProgress:
     """Tells `progress` how many of the conversations under way together are done, parts of them
     included, how many candidates are scored and what their MR is on average."""
 
@@ -23,9 +23,9 @@ class Told:
         self._mr = 0.0
         self.step(0)
 
-    def begin(self) -> Steps:
+    def begin(self) -> ConversationProgress:
         """A conversation begins."""
-        return Steps(self)
+        return ConversationProgress(self)
 
     def scored(self, candidates: Sequence[ScoredCandidate]) -> None:
         known = [candidate.mr for candidate in candidates if not math.isnan(candidate.mr)]
@@ -42,27 +42,27 @@ class Told:
         )
 
 
-class Steps:
-    """Those of one conversation. Whatever it leaves out counts as done when it goes on."""
+class ConversationProgress:
+    """The steps of one conversation. Whatever it leaves out counts as done when it goes on."""
 
-    def __init__(self, told: Told):
-        self._told = told
+    def __init__(self, whole: SimulateProgress):
+        self._whole = whole
         self._made = self._turns = 0
 
     def step(self) -> None:
         self._reach(self._made + 1)
 
     def proposed(self, candidates: Sequence[Any]) -> None:
-        self._reach(self._turns * self._told.turn + len(candidates))
+        self._reach(self._turns * self._whole.turn + len(candidates))
 
     def scored(self, candidates: Sequence[ScoredCandidate]) -> None:
-        self._told.scored(candidates)
+        self._whole.scored(candidates)
         self._turns += 1
-        self._reach(self._turns * self._told.turn)
+        self._reach(self._turns * self._whole.turn)
 
     def end(self) -> None:
-        self._reach(self._told.conversation)
+        self._reach(self._whole.conversation)
 
     def _reach(self, made: int) -> None:
-        self._told.step(made - self._made)
+        self._whole.step(made - self._made)
         self._made = made

@@ -6,16 +6,15 @@ import csv
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from minicollab.engine.sizing import Memory, cores, cpu_memory
+from minicollab.engine.sizing import MIB, Memory, cores, cpu_memory
 
-_MIB = 2**20
 _PATIENCE = 5  # seconds; a driver in trouble does not answer at all
 _FIELDS = ("name", "driver_version", "memory.total", "memory.free")
 # What must go together; each of them says with which versions of the others it does.
@@ -77,7 +76,7 @@ def read_cards(text: str) -> Iterable[Card]:
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         with suppress(ValueError):
             name, driver, total, free = row
-            yield Card(name, driver, int(total) * _MIB, int(free) * _MIB)
+            yield Card(name, driver, int(total) * MIB, int(free) * MIB)
 
 
 @cache
@@ -117,10 +116,10 @@ def disk_free(folder: Path) -> int:
 # Versions
 
 
-def installed() -> dict[str, str]:
-    """The versions of the training stack, of what there is of it."""
+def installed(packages: Sequence[str] = _STACK) -> dict[str, str]:
+    """The versions of these packages, by default the training stack's, of what there is of them."""
     found = {}
-    for name in _STACK:
+    for name in packages:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
