@@ -51,6 +51,12 @@ def exported(result: dict[str, Any], folder: Path) -> str:
     check = result["verification"]
     lines = [f"checked on {check['prompts']} conversations, peak memory {result['peak_memory_mb']:,.0f} MB"]
     lines += [_checked(check)] if "models" in check else []
+    lines += [
+        f"{kind} loses {found['kl'] / check['kl_torch_base']:.0%} of what training changed (KL): "
+        "take a finer quantization (--quant q8_0), or the adapter on the base"
+        for kind, found in check.get("models", {}).items()
+        if found["kl"] > _LOSS * check["kl_torch_base"]
+    ]
     if "stopped" in check:
         ended, all_of = check["stopped"], check["prompts"]
         lines.append(
@@ -58,6 +64,9 @@ def exported(result: dict[str, Any], folder: Path) -> str:
             f"the base {ended['base']} of {all_of}"
         )
     return "\n".join(lines + [f"  {folder / result[key]}" for key in ("model", "adapter") if key in result])
+
+
+_LOSS = 0.25  # of the way from the base to the trained model; more is worth a word
 
 
 def _checked(check: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from minicollab.cli import main
 from minicollab.exporting import inputs, model_file, origin, outputs, trained
 from minicollab.loading import load_recipe
 from minicollab.run import STAGES, Run
+from minicollab.summaries import exported
 from tests import tiny_gguf
 from tests.test_cli import refused, small  # noqa: F401
 from tests.test_export import CHATS, peft_folder
@@ -145,6 +146,18 @@ def test_the_recipes_hash_is_the_same_in_another_folder(small: Path) -> None:  #
 
 
 @pytest.mark.slow
+def test_a_quantization_that_undoes_the_training_is_told_of() -> None:
+    def told(kl: float) -> str:
+        models = {
+            kind: {"kl": k, "perplexity": 2.0, "bytes": 1} for kind, k in (("q4_k_m", kl), ("f16", 1e-6))
+        }
+        check = {"prompts": 10, "kl_torch_base": 0.8, "kl_torch_adapter_on_base": 1e-4, "models": models}
+        return exported({"verification": check, "peak_memory_mb": 1.0}, Path())
+
+    assert "loses" not in told(0.19)
+    assert "q4_k_m loses 53% of what training changed (KL): take a finer quantization" in told(0.42)
+
+
 def test_an_adapter_trained_elsewhere(here: Path) -> None:
     def done(*more: str) -> Result:
         return CliRunner().invoke(main, ["export", "mine", "--base", "base.gguf", *more])
