@@ -38,7 +38,8 @@ class Terminal:
     def __init__(self, socket: str, command: list[str], width: int, env: dict[str, str]):
         self._tmux = ["tmux", "-u", "-f", "/dev/null", "-L", socket]
         given = [f"{name}={value}" for name, value in env.items()]
-        inside = f"{shlex.join(['env', '--default-signal=INT', *given, *command])}; echo LEFT=$?; exec sleep {LONGEST}"
+        typed = shlex.join(["env", "--default-signal=INT", *given, *command])  # deaf to it in the background
+        inside = f"{typed}; echo LEFT=$?; exec sleep {LONGEST}"
         self._do("new-session", "-d", "-s", "chat", "-x", str(width), "-y", "200", inside)
 
     def _do(self, *arguments: str, text: str | None = None) -> str:
