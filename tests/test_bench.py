@@ -113,6 +113,7 @@ def test_requests_are_those_that_eval_makes(tmp_path: Path) -> None:
     assert answers == requests(RECIPE, TASKS[:3], TASKS[3:])["eval"]
 
 
+@pytest.mark.slow
 def test_what_was_played_is_extended_to_all() -> None:
     many = [Task(f"t{i}", f"help me {i}", ("it is for Ada",)) for i in range(400)]
     recipe = RECIPE.model_copy(update={"tasks": RECIPE.tasks.model_copy(update={"train": 390, "eval": 10})})

@@ -162,6 +162,7 @@ def test_a_flipped_byte_in_a_key(tmp_path: Path, which: int) -> None:
     assert lost == ({key} if report["broken"] else set()) and report["rows"] == 50 - len(lost)
 
 
+@pytest.mark.slow
 def test_whatever_page_is_damaged_it_costs_only_the_rows_on_it(tmp_path: Path) -> None:
     known = rows(200) | {LONG: Row("generate", {"text": "long " * 5000}, 5000)}
     fill(tmp_path / "c", known).close()
@@ -243,6 +244,7 @@ def test_a_header_that_lets_nobody_write(tmp_path: Path) -> None:
     assert care.verify(tmp_path, repair=True)["rows"] == 60 and sound(tmp_path) == rows(60)
 
 
+@pytest.mark.slow
 def test_a_damaged_database_in_use_is_left_alone(tmp_path: Path) -> None:
     known = rows(400)
     fill(tmp_path, known).close()

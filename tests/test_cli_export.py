@@ -158,6 +158,7 @@ def test_a_quantization_that_undoes_the_training_is_told_of() -> None:
     assert "q4_k_m loses 53% of what training changed (KL): take a finer quantization" in told(0.42)
 
 
+@pytest.mark.slow
 def test_an_adapter_trained_elsewhere(here: Path) -> None:
     def done(*more: str) -> Result:
         return CliRunner().invoke(main, ["export", "mine", "--base", "base.gguf", *more])

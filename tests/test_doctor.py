@@ -251,7 +251,10 @@ def test_a_card_that_nothing_can_use_is_said() -> None:
 # What a person is told
 
 
-def test_the_quickstart_fits_and_says_what_is_not_here_yet() -> None:
+def test_the_quickstart_fits_and_says_what_is_not_here_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where it has not been run
     lines = {line.what: line for line in check_recipe(QUICKSTART, NO_CARD)}
     assert not [line for line in lines.values() if line.status == "fail"]
     assert "llama q4_1" in lines["policy"].says and lines["tasks"].status == "ok"
@@ -320,6 +323,7 @@ def test_the_exit_code_says_whether_it_fits(monkeypatch: pytest.MonkeyPatch) -> 
     assert wrong.exit_code not in (0, 8)
 
 
+@pytest.mark.slow
 def test_doctor_needs_no_torch() -> None:
     import subprocess
 

@@ -18,6 +18,8 @@ import yaml
 
 from tests.test_models import write_gguf
 
+pytestmark = pytest.mark.slow  # each a process of its own, with huggingface_hub
+
 NAME = "hf:owner/repo/tiny.gguf"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -225,6 +225,7 @@ def test_terminated_in_the_background_in_the_middle_of_a_step() -> None:
     assert done.returncode == 143
 
 
+@pytest.mark.slow
 def test_the_terminal_is_left_as_it_was(recipe: Path, silent: Silent) -> None:
     ours, theirs = os.openpty()
     with minicollab(recipe, "run", "--until", "simulate", stderr=theirs) as running:
@@ -241,6 +242,7 @@ def test_the_terminal_is_left_as_it_was(recipe: Path, silent: Silent) -> None:
     assert b"\x1b[?25l" in bars and bars.endswith(b"\x1b[?25h\r\n") and said.startswith(b"stopped.")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stage outlives a killed run")
 def test_a_stage_dies_with_the_run_that_started_it(recipe: Path, silent: Silent) -> None:
     with minicollab(recipe, "run", "--until", "simulate") as running:
@@ -251,6 +253,7 @@ def test_a_stage_dies_with_the_run_that_started_it(recipe: Path, silent: Silent)
         pass
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_killed_is_named(recipe: Path, silent: Silent) -> None:
     with minicollab(recipe, "run", "--until", "simulate") as running:
         assert silent.asked.wait(60)
@@ -263,6 +266,7 @@ def test_a_stage_that_is_killed_is_named(recipe: Path, silent: Silent) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_second_command_on_the_folder_changes_nothing(recipe: Path, silent: Silent) -> None:
     kept = recipe.parent / "out/recipe.yaml"
     with minicollab(recipe, "run", "--until", "simulate") as running:

@@ -161,6 +161,7 @@ def test_is_well_formed(page: str) -> None:
     assert parser.open == []
 
 
+@pytest.mark.slow
 def test_same_files_same_bytes(folder: Path, page: str) -> None:
     assert _page(folder) == page
     assert not list(folder.glob(".partial-*"))
@@ -200,6 +201,7 @@ def test_training_tasks_are_left_out_of_a_page_that_would_be_too_big(folder: Pat
     assert len(_data(text)["training"]) == 10 and len(_data(text)["heldout"]) == 8
 
 
+@pytest.mark.slow
 def test_no_scored_candidate_and_no_pair(folder: Path) -> None:
     _edit(folder / "rollouts.jsonl", lambda _, row: row | {"mr": None, "se": None})
     (folder / "pairs.jsonl").write_text("")
@@ -223,6 +225,7 @@ def test_a_stage_that_was_interrupted_is_not_finished(folder: Path) -> None:
     assert read(folder).undone == ["export"]
 
 
+@pytest.mark.slow
 def test_rows_of_older_versions(folder: Path) -> None:
     new = ("se", "cut", "judgements", "extracted")
 
@@ -261,6 +264,7 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         write_report(folder, folder / "report.html")
 
 
+@pytest.mark.slow
 def test_cut_conversations_are_counted_where_there_are_any(folder: Path, page: str) -> None:
     assert "without the oldest exchanges" not in page
 
