@@ -145,7 +145,6 @@ def test_the_recipes_hash_is_the_same_in_another_folder(small: Path) -> None:  #
     assert changed.recipe != here.recipe == same.recipe
 
 
-@pytest.mark.slow
 def test_a_quantization_that_undoes_the_training_is_told_of() -> None:
     def told(kl: float) -> str:
         models = {
@@ -155,7 +154,7 @@ def test_a_quantization_that_undoes_the_training_is_told_of() -> None:
         return exported({"verification": check, "peak_memory_mb": 1.0}, Path())
 
     assert "loses" not in told(0.19)
-    assert "q4_k_m loses 53% of what training changed (KL): take a finer quantization" in told(0.42)
+    assert "q4_k_m loses 53% of what training changed (KL): take a finer quantization" in told(0.424)
 
 
 @pytest.mark.slow

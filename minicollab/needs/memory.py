@@ -28,6 +28,7 @@ _ADAPTER = 16  # bytes a parameter: weight, gradient and Adam's two moments, flo
 _HEAP, _HEAP_GROWS, _HEAP_KNOWN, _HEAP_BLOCK = 0.9, 0.27, 100, 32 * MIB
 _SLACK = 1.1  # of what torch takes on a card: blocks of its allocator that are partly used
 _FILE = 2 * 10**9  # bytes of one file of dequantized weights
+_COMPARED = 320  # tokens of replies that an export is compared on
 _VOCABULARY_PIECE = 32_768  # columns of logits that TRL computes at a time
 # llama.cpp rearranges weights of these kinds for the CPU's matrix units, and the file stays mapped.
 _REARRANGED = ("q4_0", "q4_k", "q8_0", "iq4_nl", "q2_k")
@@ -201,8 +202,13 @@ def _at_most(*moments: dict[str, int]) -> dict[str, int]:
 
 def _exporting(policy: Model, recipe: Recipe) -> Need:
     """On the CPU, also where there is a card: merging holds one tensor, the check against torch all
-    of them in float32."""
+    of them in float32, and the logits of both sides and of two files."""
     parameters, adapter = policy.shape.parameters, policy.adapter(recipe.train.lora_r)
-    ram = {"program": _TORCH, "float32 weights": 4 * parameters, "adapter": 8 * adapter}
+    ram = {
+        "program": _TORCH,
+        "float32 weights": 4 * parameters,
+        "adapter": 8 * adapter,
+        "logits": 4 * 4 * _COMPARED * policy.shape.vocabulary,
+    }
     disk = {kind: _quantized(policy, kind).shape.size for kind in recipe.export.kinds}
     return Need("export", ram, disk={"float16 model": 2 * parameters} | disk)
