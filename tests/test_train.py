@@ -233,7 +233,7 @@ def test_real_training_killed_and_resumed(
     said = capfd.readouterr()
     assert said.out == "" and said.err == ""
 
-    def kill(what: str, done: float, total: float) -> None:
+    def kill(what: str, done: float, total: float, **_: float) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
