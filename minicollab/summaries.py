@@ -52,7 +52,7 @@ def exported(result: dict[str, Any], folder: Path) -> str:
     lines = [f"checked on {check['prompts']} conversations, peak memory {result['peak_memory_mb']:,.0f} MB"]
     lines += [_checked(check)] if "models" in check else []
     lines += [
-        f"{kind} loses {found['kl'] / check['kl_torch_base']:.0%} of what training changed (KL): "
+        f"{kind} loses {min(1, found['kl'] / check['kl_torch_base']):.0%} of what training changed (KL): "
         "take a finer quantization (--quant q8_0), or the adapter on the base"
         for kind, found in check.get("models", {}).items()
         if found["kl"] > _LOSS * check["kl_torch_base"]

@@ -241,9 +241,11 @@ def test_real_training_killed_and_resumed(
         training.train(pairs, base, tmp_path / "killed", OPTIONS, 1, kill)
     assert not (tmp_path / "killed" / "adapter").exists()
     steps: list[tuple[float, float]] = []
-    resumed = training.train(
-        pairs, base, tmp_path / "killed", OPTIONS, 1, lambda what, done, total: steps.append((done, total))
-    )
+
+    def note(what: str, done: float, total: float, **_: float) -> None:
+        steps.append((done, total))
+
+    resumed = training.train(pairs, base, tmp_path / "killed", OPTIONS, 1, note)
     assert resumed["resumed_from"] == 2 and resumed["steps"] == 4 and resumed["loss"] == whole["loss"]
     assert steps[-1] == (4, 4)
 
