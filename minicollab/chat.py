@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol
 
 from minicollab import recipe
-from minicollab.engine.base import Completion, Engine, Prompt, Sampling
+from minicollab.engine.base import Completion, Engine, Hear, Prompt, Sampling
 from minicollab.errors import MinicollabError, ModelError
 from minicollab.fit import fit
 from minicollab.models import describe, resolve
@@ -21,9 +21,6 @@ from minicollab.run import Run
 from minicollab.running import run_together
 from minicollab.schema import Conversation, Message
 from minicollab.seeds import seed_of
-
-Hear = Callable[[str], None]
-"""Called with the whole text so far, each time that there is more of it."""
 
 # A terminal's escape sequences (ECMA-48: CSI and two-character ones; xterm's OSC), no longer than
 # any that means something, and then whatever else is no text: controls, and marks that turn the

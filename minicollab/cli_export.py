@@ -21,11 +21,7 @@ def export_command(stage: click.Command) -> click.Command:
     @click.command("export")
     @click.argument("source", metavar="RUN_OR_RECIPE_OR_ADAPTER", type=click.Path(path_type=Path))
     @click.option("--quant", metavar="KIND,KIND", help="Such as q4_k_m,q8_0,f16. Default q4_k_m.")
-    @click.option(
-        "--scale",
-        type=Number(0, 100, min_open=True),
-        help="Strength of the adapter; default 1, as trained.",
-    )
+    @click.option("--scale", type=Number(0, 100, min_open=True), help="Strength of the adapter; default 1.")
     @click.option("--adapter-only", is_flag=True, help="Write no merged model.")
     @click.option("--merged-only", is_flag=True, help="Write no adapter.")
     @click.option(
@@ -65,26 +61,33 @@ def export_command(stage: click.Command) -> click.Command:
         folder that has its adapter_config.json, with --base.
         """
         options = _options(quant, scale, adapter_only, merged_only)
+        shared: dict[str, Any] = {"out": out, "events": events, "as_json": as_json}
         if _is_adapter(source, base, hf_base, overrides):
-            from minicollab.exporting import export_adapter
-            from minicollab.summaries import exported
-
-            with display("export", events) as progress:
-                result = export_adapter(source, str(base), hf_base, out, Export(**options), progress)
-            told = f"export: {exported(result, Path(result['folder']))}"
-            click.echo(json.dumps(result, indent=1) if as_json else told)
+            _export_adapter(source, str(base), hf_base, Export(**options), **shared)
         else:
             changed = tuple(f"export.{key}={json.dumps(what)}" for key, what in options.items())
-            context.invoke(
-                stage,
-                run_or_recipe=source,
-                out=out,
-                overrides=overrides + changed,
-                events=events,
-                as_json=as_json,
-            )
+            context.invoke(stage, run_or_recipe=source, overrides=overrides + changed, **shared)
 
     return export
+
+
+def _export_adapter(
+    adapter: Path,
+    base: str,
+    hf_base: Path | None,
+    options: Export,
+    *,
+    out: Path | None,
+    events: Path | None,
+    as_json: bool,
+) -> None:
+    from minicollab.exporting import export_adapter
+    from minicollab.summaries import exported
+
+    with display("export", events) as progress:
+        result = export_adapter(adapter, base, hf_base, out, options, progress)
+    told = f"export: {exported(result, Path(result['folder']))}"
+    click.echo(json.dumps(result, indent=1) if as_json else told)
 
 
 def _options(quant: str | None, scale: float | None, adapter_only: bool, merged_only: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,8 @@ class Segment:
 
 
 Prompt = tuple[Segment, ...]
+Hear = Callable[[str], None]
+"""Called with the whole text so far, each time that there is more of it."""
 
 
 @dataclass(frozen=True)

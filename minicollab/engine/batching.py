@@ -9,13 +9,12 @@ Scheduling depends on the order of the jobs and on nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from minicollab.engine.base import Completion, Sampling, Usage
+from minicollab.engine.base import Completion, Hear, Sampling, Usage
 from minicollab.engine.context import Context
 from minicollab.engine.prefixes import Prefixes
 from minicollab.engine.sampler import Candidates, Sampler, log_probabilities
@@ -30,14 +29,13 @@ _GRID = 64
 @dataclass(eq=False)
 class Job:
     """`tokens`: the prompt's ids, int32. `reads`: position → ids whose log-probability there is
-    wanted (a score). `sampling`: how to go on after the last token (a generation). `hear` is
-    called with the whole text so far at every token."""
+    wanted (a score). `sampling`: how to go on after the last token (a generation), and who hears it."""
 
     tokens: np.ndarray
     future: asyncio.Future[Any]
     sampling: Sampling | None = None
     reads: dict[int, list[int]] = field(default_factory=dict)
-    hear: Callable[[str], None] | None = None
+    hear: Hear | None = None
     waits_for: tuple[_Sequence, Job, int] | None = None
 
     def __post_init__(self) -> None:

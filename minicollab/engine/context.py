@@ -24,7 +24,8 @@ def set_adapter(model: Any, context: Any, adapter: Path) -> Any:
     lora = lc.llama_adapter_lora_init(model, str(adapter).encode())
     if not lora:
         raise ModelError(
-            f"llama.cpp cannot load the adapter {adapter.name}: {last_error()}", "Run the export stage again."
+            f"llama.cpp cannot load the adapter {adapter.name}: {last_error()}",
+            "Give the adapter.gguf that was exported for this model.",
         )
     _set_strength(context, lora, 1.0)
     return lora
@@ -107,7 +108,7 @@ class Context:
         if not self._context:
             raise ModelError(
                 f"llama.cpp cannot make a context of {plan.context} tokens for {weights.path.name}",
-                "Lower engine.context in the recipe.",
+                "Lower engine.context in the recipe, or --context.",
             )
         self._memory = lc.llama_get_memory(self._context)
         self.batch = Batch(plan.batch)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicollab import recipe
-from minicollab.engine.base import Completion, Prompt, Sampling, Segment, Usage
+from minicollab.engine.base import Completion, Hear, Prompt, Sampling, Segment, Usage
 from minicollab.engine.batching import Batcher, Job
 from minicollab.engine.context import Context
 from minicollab.engine.sizing import cores, plan
@@ -63,10 +63,7 @@ class LlamaEngine:
         self._context.set_strength(strength)
         self._batcher.forget()
 
-    async def generate(
-        self, prompt: Prompt, sampling: Sampling, hear: Callable[[str], None] | None = None
-    ) -> Completion:
-        """`hear` is called with the whole text so far, each time that there is more of it."""
+    async def generate(self, prompt: Prompt, sampling: Sampling, hear: Hear | None = None) -> Completion:
         answer: Completion = await self._submit(self._weights.tokenize(prompt), sampling=sampling, hear=hear)
         return answer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from minicollab.errors import StageError
 from minicollab.gguf.chats import MOST, stopped, template_faults
 from minicollab.gguf.files import blocks, read_gguf, value
 from minicollab.gguf.logits import (
+    Talk,
     llama_logits,
     load_tokenizer,
     mean_kl,
@@ -61,27 +62,62 @@ def verify(
     `failures` names whatever does not hold, with the tensor or key. What a quantization costs is
     reported, not judged: that is the user's choice.
     """
-    import numpy as np
-
     if not chats:
         raise StageError("there is no conversation to verify the export on", "Give at least one.")
-    steps = 5 + len(models)  # runs of a model
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        progress("verify", done, steps)
-        done += 1
-
-    step()
+    steps = _steps(progress, 5 + len(models))
+    next(steps)
     tokenizer = load_tokenizer(hf_base)
     talks = [talk for chat in chats if (talk := tokenized(tokenizer, chat)).reply]
+    result, in_torch, adapted = _on_the_base(base, adapter, hf_base, adapter_dir, talks, scale, steps)
+    result |= _merged(models, talks, in_torch, adapted, steps)
+    faults = [
+        f"{key} of {path.name}: {how}"
+        for path in models.values()
+        for key, how in differing_keys(base, path).items()
+    ]
+    prompts, first = [talk.prompt for talk in talks], next(iter(models.values()), None)
+    next(steps)
+    ended = stopped(base, prompts)
+    next(steps)
+    trained = stopped(first, prompts) if first else stopped(base, prompts, adapter)
+    result["stopped"] = {"base": ended, "trained": trained, "tokens": MOST}
+    if first:
+        wrong = template_faults(first, tokenizer, [chat[:-1] for chat in chats])
+        result["template"] = not wrong
+        faults += wrong
+    faults = failures(result) + faults
+    if models and faults:
+        faults += [f"{name} is not base + adapter" for name in unlike(base, adapter, models["f16"])]
+    next(steps, None)
+    return result | {"failures": faults, "ok": not faults}
+
+
+def _steps(progress: Progress, total: int) -> Iterator[None]:
+    """One a run of a model, and the end."""
+    for done in range(total):
+        progress("verify", done, total)
+        yield
+    progress("verify", total, total)
+
+
+def _on_the_base(
+    base: Path,
+    adapter: Path,
+    hf_base: Path,
+    adapter_dir: Path,
+    talks: Sequence[Talk],
+    scale: float,
+    steps: Iterator[None],
+) -> tuple[dict[str, Any], Any, Any]:
+    """What the adapter does to the base, in torch and in llama.cpp, and the logits of both with it."""
+    import numpy as np
+
     in_torch, torch_base = torch_logits(hf_base, adapter_dir, talks, scale)
-    step()
+    next(steps)
     bare = llama_logits(base, talks)
-    step()
+    next(steps)
     adapted = llama_logits(base, talks, adapter)
-    result: dict[str, Any] = {
+    result = {
         "prompts": len(talks),
         "tokens": len(in_torch),
         "scale": scale,
@@ -90,40 +126,24 @@ def verify(
         "kl_base_torch_llama": mean_kl(torch_base, bare),
         "kl_torch_adapter_on_base": mean_kl(in_torch, adapted),
         "perplexity_torch": perplexity(in_torch, talks),
-        "models": {},
     }
-    del bare, torch_base  # hundreds of MB each
-    faults: list[str] = []
+    return result, in_torch, adapted
+
+
+def _merged(
+    models: Mapping[str, Path], talks: Sequence[Talk], in_torch: Any, adapted: Any, steps: Iterator[None]
+) -> dict[str, Any]:
+    """How near each merged file comes to torch, and the F16 one to base and adapter."""
+    measured: dict[str, Any] = {}
+    result: dict[str, Any] = {"models": measured}
     for kind, path in models.items():
-        step()
+        next(steps)
         found = llama_logits(path, talks)
-        result["models"][kind] = {
-            "kl": mean_kl(in_torch, found),
-            "perplexity": perplexity(found, talks),
-            "bytes": path.stat().st_size,
-        }
+        kl, cost = mean_kl(in_torch, found), perplexity(found, talks)
+        measured[kind] = {"kl": kl, "perplexity": cost, "bytes": path.stat().st_size}
         if kind == "f16":
-            result["kl_torch_merged_f16"] = result["models"][kind]["kl"]
+            result["kl_torch_merged_f16"] = kl
             result["kl_adapter_on_base_merged"] = mean_kl(adapted, found)
-        faults += [f"{key} of {path.name}: {how}" for key, how in differing_keys(base, path).items()]
-    prompts = [talk.prompt for talk in talks]
-    step()
-    first = next(iter(models.values()), None)
-    ended = stopped(base, prompts)
-    step()
-    trained = stopped(first, prompts) if first else stopped(base, prompts, adapter)
-    result["stopped"] = {"base": ended, "trained": trained, "tokens": MOST}
-    if first:
-        wrong = template_faults(first, tokenizer, [chat[:-1] for chat in chats])
-        result["template"] = not wrong
-        faults += wrong
-    result["failures"] = failures(result) + faults
-    if "kl_torch_merged_f16" in result and result["failures"]:
-        result["failures"] += [
-            f"{name} is not base + adapter" for name in unlike(base, adapter, models["f16"])
-        ]
-    result["ok"] = not result["failures"]
-    progress("verify", steps, steps)
     return result
 
 

@@ -96,43 +96,31 @@ def _model(
 def known(name: str) -> Model | None:
     """Of a model of the recipes here, by its file's name; None for another."""
     file = name.rpartition("/")[2]
-    figures = _KNOWN.get(file.lower())
-    return _model(file.removesuffix(".gguf"), **figures, kind="q4_k_m") if figures else None
+    row = _KNOWN.get(file.lower())
+    if row is None:
+        return None
+    return _model(file.removesuffix(".gguf"), **dict(zip(_COLUMNS, row, strict=True)), kind="q4_k_m")
 
 
 # From the configurations that their makers publish; sizes as the hub shows them.
-_LLAMA_8B = {
-    "layers": 32, "heads": 32, "pairs": 8, "head": 128, "width": 4096, "inner": 14336,
-    "vocabulary": 128_256, "trained": 131_072, "parameters": 8_030_261_248, "size": 4_920_000_000,
-}  # fmt: skip
-_KNOWN: Mapping[str, dict[str, int]] = {
-    "meta-llama-3.1-8b-instruct-q4_k_m.gguf": _LLAMA_8B,
-    "llama-3.2-3b-instruct-q4_k_m.gguf": {
-        "layers": 28, "heads": 24, "pairs": 8, "head": 128, "width": 3072, "inner": 8192,
-        "vocabulary": 128_256, "trained": 131_072, "parameters": 3_212_749_888, "size": 2_020_000_000,
-    },
-    "mistral-7b-instruct-v0.3-q4_k_m.gguf": {
-        "layers": 32, "heads": 32, "pairs": 8, "head": 128, "width": 4096, "inner": 14336,
-        "vocabulary": 32_768, "trained": 32_768, "parameters": 7_248_023_552, "size": 4_370_000_000,
-    },
-    "qwen3-8b-q4_k_m.gguf": {
-        "layers": 36, "heads": 32, "pairs": 8, "head": 128, "width": 4096, "inner": 12_288,
-        "vocabulary": 151_936, "trained": 40_960, "parameters": 8_190_735_360, "size": 5_030_000_000,
-    },
-    "qwen3-4b-instruct-2507-q4_k_m.gguf": {
-        "layers": 36, "heads": 32, "pairs": 8, "head": 128, "width": 2560, "inner": 9728,
-        "vocabulary": 151_936, "trained": 262_144, "parameters": 4_022_468_096, "size": 2_500_000_000,
-    },
-    "qwen2.5-7b-instruct-q4_k_m.gguf": {
-        "layers": 28, "heads": 28, "pairs": 4, "head": 128, "width": 3584, "inner": 18_944,
-        "vocabulary": 152_064, "trained": 32_768, "parameters": 7_615_616_512, "size": 4_680_000_000,
-    },
-    "qwen2.5-1.5b-instruct-q4_k_m.gguf": {
-        "layers": 28, "heads": 12, "pairs": 2, "head": 128, "width": 1536, "inner": 8960,
-        "vocabulary": 151_936, "trained": 32_768, "parameters": 1_777_088_000, "size": 1_120_000_000,
-    },
-    "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf": {
-        "layers": 28, "heads": 12, "pairs": 2, "head": 128, "width": 1536, "inner": 8960,
-        "vocabulary": 151_936, "trained": 32_768, "parameters": 1_777_088_000, "size": 1_117_320_768,
-    },
+_COLUMNS = (
+    "layers", "heads", "pairs", "head", "width", "inner", "vocabulary", "trained", "parameters", "size"
+)  # fmt: skip
+_KNOWN: Mapping[str, tuple[int, ...]] = {
+    "meta-llama-3.1-8b-instruct-q4_k_m.gguf":
+        (32, 32, 8, 128, 4096, 14_336, 128_256, 131_072, 8_030_261_248, 4_920_000_000),
+    "llama-3.2-3b-instruct-q4_k_m.gguf":
+        (28, 24, 8, 128, 3072, 8192, 128_256, 131_072, 3_212_749_888, 2_020_000_000),
+    "mistral-7b-instruct-v0.3-q4_k_m.gguf":
+        (32, 32, 8, 128, 4096, 14_336, 32_768, 32_768, 7_248_023_552, 4_370_000_000),
+    "qwen3-8b-q4_k_m.gguf":
+        (36, 32, 8, 128, 4096, 12_288, 151_936, 40_960, 8_190_735_360, 5_030_000_000),
+    "qwen3-4b-instruct-2507-q4_k_m.gguf":
+        (36, 32, 8, 128, 2560, 9728, 151_936, 262_144, 4_022_468_096, 2_500_000_000),
+    "qwen2.5-7b-instruct-q4_k_m.gguf":
+        (28, 28, 4, 128, 3584, 18_944, 152_064, 32_768, 7_615_616_512, 4_680_000_000),
+    "qwen2.5-1.5b-instruct-q4_k_m.gguf":
+        (28, 12, 2, 128, 1536, 8960, 151_936, 32_768, 1_777_088_000, 1_120_000_000),
+    "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf":
+        (28, 12, 2, 128, 1536, 8960, 151_936, 32_768, 1_777_088_000, 1_117_320_768),
 }  # fmt: skip
