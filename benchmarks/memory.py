@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,23 +48,22 @@ def run(recipe: Path, folder: Path) -> list[dict[str, Any]]:
     for stage in _STAGES:
         expected = estimated(folder, look())[stage]
         command = [sys.executable, "-m", "minicollab", stage, str(folder)]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        if status:
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             sys.exit(f"the {stage} stage of {folder} failed")
-        rows.append(_row(folder, stage, expected, usage.ru_maxrss / 1024))
+        rows.append(_row(folder, stage, expected, _journal(folder)[stage]))
     return rows
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
     """A run that is done, by its journal."""
-    journal = json.loads((folder / "run.json").read_text("utf-8"))["stages"]
-    expected = estimated(folder, look())
-    return [
-        _row(folder, stage, expected[stage], journal[stage]["computed"]["peak_memory_mb"])
-        for stage in _STAGES
-        if stage in journal
-    ]
+    peaks, expected = _journal(folder), estimated(folder, look())
+    return [_row(folder, stage, expected[stage], peaks[stage]) for stage in _STAGES if stage in peaks]
+
+
+def _journal(folder: Path) -> dict[str, float]:
+    """Measured peaks in MiB by stage."""
+    stages = json.loads((folder / "run.json").read_text("utf-8"))["stages"]
+    return {name: row["computed"]["peak_memory_mb"] for name, row in stages.items()}
 
 
 def _row(folder: Path, stage: str, expected: int, peak: float) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def requests(recipe: Recipe, train: list[Task], held_out: list[Task]) -> dict[st
 
     def judgements(tasks: Iterable[Task], replies: int) -> int:
         questions = [q for q in recipe.judge.questions.values() if q.metric in weights]
-        each = sum(replies if question.scope == "reply" else 1 for question in questions)
+        each = sum((replies if q.scope == "reply" else 1) * (2 if q.reverse else 1) for q in questions)
         each += sum(_REQUESTS.get(name, 0) for name in weights)
         return sum(each + ("goal_coverage" in weights) * len(task.details) for task in tasks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from minicollab.engine.base import Engine, Prompt, Sampling, choose
 from minicollab.failures import Failure
 from minicollab.fit import fit
 from minicollab.recipe import Judge as Options
+from minicollab.recipe import Question
 from minicollab.schema import Conversation, Cut
 from minicollab.seeds import seed_of
 
@@ -30,25 +32,61 @@ class Judge:
     engine: Engine
     options: Options
 
-    async def ask(self, conversation: Conversation, question: str) -> tuple[float, Cut]:
-        """How far the answer to a yes/no question about the conversation is yes, in [0, 1].
+    async def weigh(self, conversation: Conversation, question: Question) -> tuple[float, Cut]:
+        """`ask` by a question of the recipe, and by its reverse, whose answer counts the other way."""
+        reply = question.scope == "reply"
+        if self.options.style == "json" or not question.reverse:
+            return await self.ask(conversation, question.ask, question.examples, reply)
+        (yes, cut), (no, _) = await asyncio.gather(
+            self.ask(conversation, question.ask, question.examples, reply),
+            self.ask(conversation, question.reverse, question.examples, reply, reverse=True),
+        )
+        return (yes + 1 - no) / 2, cut
 
-        `rubric`: P(Yes) against P(No), one forward pass. `json`: a written verdict, its score
-        of 1 to 5 mapped to [0, 1]; Failure if there is none. With it comes what had to be cut
-        from the conversation to fit the context (`fit`): what is asked about may have been there.
+    async def ask(
+        self,
+        conversation: Conversation,
+        question: str,
+        examples: str = "general",
+        reply: bool = False,
+        reverse: bool = False,
+    ) -> tuple[float, Cut]:
+        """How far the answer to a yes/no question about the conversation, or about the `reply` that ends
+        it, is yes, in [0, 1].
+
+        `rubric`: P(Yes) against P(No), one forward pass, after examples that are answered the other way
+        round for a `reverse` question. `json`: a written verdict, its score of 1 to 5 mapped to [0, 1];
+        Failure if there is none. With it comes what had to be cut from the conversation to fit the
+        context (`fit`): what is asked about may have been there.
         """
-        style = self.options.style
 
         def show(shown: Conversation) -> Prompt:
             talk = prompts.transcript(shown, "User", "Assistant")
-            return self.engine.chat(prompts.chat(f"judge_{style}", conversation=talk, question=question))
+            if self.options.style == "json":
+                return self.engine.chat(prompts.chat("judge_json", conversation=talk, question=question))
+            asked = question
+            if reply and shown:
+                last = prompts.one_line(shown.messages[-1].content)
+                asked = prompts.fill("judge_reply", reply=last, question=question)
+            yes, no = ("No", "Yes") if reverse else ("Yes", "No")
+            values = {"conversation": talk, "question": asked, "example": question, "yes": yes, "no": no}
+            return self.engine.chat(prompts.chat(f"judge_{examples}", **values))
 
-        prompt, cut = fit(self.engine, "judge", conversation, show, _ANSWER[style])
-        if style == "rubric":
-            return (await choose(self.engine, prompt, ("Yes", "No")))[0], cut
-        sampling = Sampling(max_tokens=_ANSWER[style], seed=seed_of("judge"), json_schema=_VERDICT)
-        answer = await self.engine.generate(prompt, sampling)
-        return _score(answer.text), cut
+        prompt, cut = fit(self.engine, "judge", conversation, show, _ANSWER[self.options.style])
+        if self.options.style == "json":
+            sampling = Sampling(max_tokens=_ANSWER["json"], seed=seed_of("judge"), json_schema=_VERDICT)
+            return _score((await self.engine.generate(prompt, sampling)).text), cut
+        yes = (await choose(self.engine, prompt, ("Yes", "No")))[0]
+        if self.options.prior_correction:
+            yes = _corrected(yes, (await choose(self.engine, show(Conversation()), ("Yes", "No")))[0])
+        return yes, cut
+
+
+def _corrected(p: float, prior: float) -> float:
+    """The probability whose odds are those of `p` divided by those of `prior` (Zhao et al. 2021's
+    contextual calibration, of two answers)."""
+    yes, no = p * (1 - prior), (1 - p) * prior
+    return yes / (yes + no) if yes + no else 0.5
 
 
 def _score(text: str) -> float:

@@ -180,10 +180,10 @@ def short(run: Run, progress: Progress = silent) -> dict[str, Result]:
 async def short_form(
     cast: Cast, metrics: Collection[str] = _SHORT, progress: Progress = silent
 ) -> dict[str, Result]:
-    """AUC of the questions whose metric is in `metrics`, on the sampled replies of the tune half, those
-    left out that repeat a question: {question: {"auc", "judgements"}}. Rubric style, whatever the
-    recipe's, since written verdicts take too long to wait for."""
-    items = [item for item in conversations("tune") if item.sampled and not item.labels["repetition"]]
+    """AUC of the questions whose metric is in `metrics`, on the sampled replies of the tune half:
+    {question: {"auc", "judgements"}}. Rubric style, whatever the recipe's, since written verdicts take
+    too long to wait for."""
+    items = [item for item in conversations("tune") if item.sampled]
     found = {}
     for probe in (probe for probe in probes(cast) if probe.metric in _SHORT and probe.metric in metrics):
         given = cases(probe.metric, items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from minicollab.cast import Cast
 from minicollab.failures import Failure
@@ -103,8 +104,10 @@ class Probe:
 class _Ended(Judge):
     words: str
 
-    async def ask(self, conversation: Conversation, question: str) -> tuple[float, Cut]:
-        return await super().ask(conversation, f"{question} {self.words}")
+    async def ask(
+        self, conversation: Conversation, question: str, *how: Any, **more: Any
+    ) -> tuple[float, Cut]:
+        return await super().ask(conversation, f"{question} {self.words}", *how, **more)
 
 
 def probes(cast: Cast) -> list[Probe]:

@@ -96,21 +96,35 @@ class Simulator(Section):
 
 class Question(Section):
     """One weighted yes/no question. `scope` says what it is asked about: each assistant
-    reply from the candidate on (the mean counts), or the whole conversation. The questions that
+    reply from the candidate on (the mean counts), or the whole conversation. `reverse`: the same
+    asked the other way round, whose No counts as a Yes; the mean of both counts. `examples` come
+    before it: `general` ones, or for a question whether the assistant `asks`. The questions that
     name the same `metric` are a rubric: their weighted mean is the metric's value."""
 
     ask: str
+    reverse: str | None = None
     metric: str = "interactivity"
     scope: Literal["reply", "conversation"] = "conversation"
+    examples: Literal["general", "asks"] = "general"
     weight: float = Field(1.0, gt=0)
 
 
+ASKS = Question(
+    ask="Does the assistant ask the user for information?",
+    reverse="Can the assistant go on without an answer from the user?",
+    scope="reply",
+    examples="asks",
+)
+
+
 class Judge(Section):
-    """`rubric`: probabilities of Yes against No, read off the logits.
-    `json`: the paper's style, a written verdict with a score from 1 to 5."""
+    """`rubric`: probabilities of Yes against No, read off the logits; with `prior_correction` divided
+    by what the judge says of an empty conversation (odds by odds). `json`: the paper's style, a
+    written verdict with a score from 1 to 5; `reverse` and `examples` are not for it."""
 
     style: Literal["rubric", "json"] = "rubric"
-    questions: dict[str, Question] = {}
+    prior_correction: bool = False
+    questions: dict[str, Question] = {"asks": ASKS}
 
 
 class Sandbox(Section):

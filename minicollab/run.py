@@ -22,7 +22,7 @@ from minicollab.files import aside
 from minicollab.hold import held
 from minicollab.loading import load_recipe, recipe_at
 from minicollab.models import user_cache
-from minicollab.needs.machine import installed
+from minicollab.needs.machine import energy, installed
 from minicollab.progress import Watcher, counted, metered
 from minicollab.recipe import Recipe
 
@@ -137,23 +137,29 @@ _NOTHING = {
 def measured(
     run: Run, progress: Watcher, work: Callable[[list[Any], Watcher], Result]
 ) -> tuple[Result, Result]:
-    """What `work` returns, and what it cost: time, the engines' tokens, cache use and this process's
-    peak memory. It is handed the list that engines put their usage into, and a `progress` that hears
-    of it."""
+    """What `work` returns, and what it cost: time, the engines' tokens, cache use, this process's peak
+    memory and, if a card tells, watt-hours. It is handed the list that engines put their usage into,
+    and a `progress` that hears of it."""
     usages: list[Any] = []
-    start = time.monotonic()
+    start, used = time.monotonic(), energy()
     result = work(usages, metered(progress, usages, run.store))
     run.store.flush()
-    return result, {
+    cost = {
         "seconds": round(time.monotonic() - start, 2),
         **counted(usages, run.store),
         "peak_memory_mb": peak_memory(),
     }
+    if used is not None and (now := energy()) is not None:
+        cost["energy_wh"] = round(now - used, 3)
+    return result, cost
 
 
 def peak_memory() -> float:
-    """Of this process so far, in MB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    """Of this process so far, in MB. Linux's getrusage would count what the parent held at the exec, too."""
+    with suppress(OSError):
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return round(int(fields["VmHWM"].removesuffix("kB")) / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)  # macOS counts bytes
 
 
 def run_check(

@@ -28,20 +28,22 @@ from minicollab.recipe import Simulator as Options
 from minicollab.rollout import roll
 from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
-from minicollab.schema import Candidate, Conversation, Rollout, Task
+from minicollab.schema import Candidate, Conversation, Message, Rollout, Task
 from minicollab.seeds import seed_of
 from minicollab.tasks import load_tasks
 
 CONVERSATIONS = "simulator_check.jsonl"
 _EXCHANGES = 3  # at least: with two the user speaks once, and has no occasion to end
 _ANSWER = 4  # tokens that "Yes" or "No" may have
+_HELPS = "Does this message give help, as an AI does?"
+_WANTS_HELP = "Does this message come from somebody who wants help?"
 
 
 @dataclass(frozen=True)
 class Turn:
     """A message of the user after the first. `rule`: whether `assistant_like` says that it is the
-    assistant's; `judge`: the judge's probability of that; `tells`: that it tells something about
-    the goal; `agrees`: if it does, that this is part of the goal. `tokens` by the policy's tokenizer."""
+    assistant's; `judge`: the judge's probability of that; `tells`: that it tells something;
+    `agrees`: if it does, that this is a detail of the goal. `tokens` by the policy's tokenizer."""
 
     text: str
     tokens: int
@@ -181,32 +183,39 @@ async def check_task(recipe: Recipe, cast: Cast, task: Task) -> Checked:
 async def _turn(cast: Cast, task: Task, talk: Conversation, at: int) -> Turn:
     """What there is to know about the user's message `at`. The judge sees it after the request and
     the assistant's last message."""
-    text = talk.messages[at].content
+    text, judge = talk.messages[at].content, cast.judge
     seen = Conversation((talk.messages[0], talk.messages[at - 1]))
-    details = "; ".join(prompts.one_line(detail) for detail in task.details)
-
-    async def goal(question: str) -> float:
-        asked = prompts.load(f"simulator_check_{question}")
-        return await _yes(cast.judge, "goal", seen, said=text, details=details, question=asked)
-
-    part, telling = await asyncio.gather(_yes(cast.judge, "part", seen, said=text), goal("tells"))
+    helps, asks, remark, agrees = await asyncio.gather(
+        _yes(judge, "part", seen, said=text, question=_HELPS, yes="Yes", no="No"),
+        _yes(judge, "part", seen, said=text, question=_WANTS_HELP, yes="No", no="Yes"),
+        _yes(judge, "remark", seen, said=text),
+        _new_detail(cast, task, seen, text),
+    )
     return Turn(
         text,
         cast.policy.engine.count(text),
         assistant_like(text, task, Conversation(talk.messages[:at])),
-        part,
-        telling,
-        await goal("agrees") if telling > 0.5 else None,
+        (helps + 1 - asks) / 2,
+        1 - remark,
+        agrees if remark < 0.5 else None,
     )
+
+
+async def _new_detail(cast: Cast, task: Task, seen: Conversation, text: str) -> float:
+    """The judge's probability, as goal coverage asks it, that the message tells a detail: the largest."""
+    talk = seen + Message("user", text)
+    asked = await goal_coverage.measure(Rollout(talk, len(talk), 0, "window"), task, cast)
+    return max(asked.judgements["goal_coverage"], default=0.0)
 
 
 async def _yes(judge: Judge, name: str, talk: Conversation, **values: str) -> float:
     """P(Yes) against P(No), whichever style the judge has: these are questions of our own, with
     examples of their own."""
+    said = prompts.one_line(values.pop("said"))
 
     def show(shown: Conversation) -> Prompt:
         conversation = prompts.transcript(shown, "Human", "AI")
-        filled = prompts.chat(f"simulator_check_{name}", conversation=conversation, **values)
+        filled = prompts.chat(f"simulator_check_{name}", conversation=conversation, said=said, **values)
         return judge.engine.chat(filled)
 
     prompt, _ = fit(judge.engine, "judge", talk, show, _ANSWER)

@@ -192,6 +192,10 @@ def _load(base: str, options: Train, seed: int) -> tuple[Any, Any]:
             f"{base} cannot be loaded for training: {error}",
             "Set models.train_base to a Hugging Face folder that is on this machine.",
         ) from error
+    if not on_gpu:
+        for parameter in model.parameters():  # embeddings and norms would keep the whole file mapped
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.clone()
     adapted = FastLanguageModel.get_peft_model(
         model,
         r=options.lora_r,

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from minicollab import prompts
-from minicollab.engine.scripted import ScriptedEngine
+from minicollab.engine.scripted import Request, ScriptedEngine
 from minicollab.failures import Failure
 from minicollab.judge import Judge
 from minicollab.recipe import Judge as JudgeOptions
@@ -192,3 +192,46 @@ def test_what_a_user_may_say_next_is_scored_after_the_same_prompt() -> None:
     assert asyncio.run(who.likelihoods(TASK, TALK, ["great,\nthanks", "no"])) == ([-1.0, -2.0], {})
     said, scored = engine.requests
     assert scored.prompt == said.prompt and scored.continuations == (" great, thanks", " no")
+
+
+def of(p: dict[str, float]) -> ScriptedEngine:
+    """Says yes with p[what the prompt ends with]."""
+
+    def script(request: Request) -> list[float]:
+        (value,) = [p[end] for end in p if request.prompt.removesuffix("<assistant>").endswith(end)]
+        return [math.log(value), math.log(1 - value)]
+
+    return ScriptedEngine(score=script)
+
+
+def test_a_reverse_question_counts_the_other_way_and_so_do_its_examples() -> None:
+    engine = of({"ASKS?": 0.9, "GOES ON?": 0.3})
+    question = Question(ask="ASKS?", reverse="GOES ON?", scope="reply", examples="asks")
+    assert asyncio.run(judge(engine, "rubric").weigh(TALK, question)) == (pytest.approx(0.8), {})
+    asked, reverse = (request.prompt for request in engine.requests)
+    last = 'The assistant\'s last message: "For whom?"\n\n'
+    assert asked.endswith(f"{last}ASKS?<assistant>") and reverse.endswith(f"{last}GOES ON?<assistant>")
+    where = 'for how long?"\n\n{}<assistant>{}'  # an example of a reply that asks
+    assert where.format("ASKS?", "Yes") in asked and where.format("GOES ON?", "No") in reverse
+    assert asked.count("ASKS?") == asked.count("<assistant>Yes") + asked.count("<assistant>No") + 1
+
+
+def test_written_verdicts_are_asked_for_once() -> None:
+    engine = ScriptedEngine(['{"reason": "", "score": 2}'])
+    question = Question(ask="ASKS?", reverse="GOES ON?", examples="asks")
+    assert asyncio.run(judge(engine, "json").weigh(TALK, question)) == (0.25, {})
+
+
+@pytest.mark.parametrize(
+    ("p", "prior", "corrected"), [(0.9, 0.9, 0.5), (0.5, 0.8, 0.2), (0.9, 0.5, 0.9), (1.0, 0.9, 1.0)]
+)
+def test_the_prior_is_divided_out(p: float, prior: float, corrected: float) -> None:
+    """Odds by odds: 1 / (0.8 / 0.2) = 1/4 is 0.2."""
+
+    def script(request: Request) -> list[float]:
+        value = p if "For whom?" in request.prompt else prior
+        return [math.log(value), math.log(1 - value) if value < 1 else -99.0]
+
+    options = JudgeOptions(prior_correction=True)
+    who = Judge(ScriptedEngine(score=script), options)
+    assert asyncio.run(who.ask(TALK, "?", reply=True))[0] == pytest.approx(corrected)

@@ -129,9 +129,9 @@ def judges(request: Request) -> list[float]:
     asked = asked[asked.rindex("card ") :]
     said = asked.rpartition("\n\n")[0]
     yes = {
-        "Did the AI write": "How can I help" in said,
-        "line tell something": "uncle" in said,
-        "line tells part": "uncle" in said,
+        "give help": "How can I help" in said,
+        "wants help": "How can I help" not in said,
+        "only a remark": "uncle" not in said,
         'say this: "it is for my uncle"': "for my uncle" in said,
         'say this: "he turns sixty"': "sixty" in said,
         "say this": False,
@@ -154,8 +154,8 @@ def test_what_is_found_in_a_conversation() -> None:
             "for my uncle, he turns sixty",
             6,
             False,
-            pytest.approx(0.2),
-            pytest.approx(0.9),
+            pytest.approx((0.2 + 1 - 0.9) / 2),
+            pytest.approx(0.8),
             pytest.approx(0.9),
         ),
     )

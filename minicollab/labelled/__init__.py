@@ -5,8 +5,8 @@ conversations.jsonl: 140 short ones that end with an assistant's reply, in two h
 
 - interactivity: the last reply wants to be told something that the user has not told yet, however
   clumsily, with or without a question mark. No: rhetorical questions, offers ("Shall I go on?"),
-  questions inside a text that was asked for, a bare "How can I help you?" after a request, and
-  whatever asks only for what was told already;
+  questions inside a text that was asked for, a bare "How can I help you?" after a request. Left
+  out where it asks only for what was told already: that is a repetition;
 - helpfulness: whoever asked gets on by the last reply, be it an answer or a question whose answer is
   needed. Left out where readers would differ;
 - repetition: the last reply asks for something that the user has already told;
@@ -16,8 +16,8 @@ The `sampled` ones are what SmolLM2-135M-Instruct (before and after training) an
 said in runs of the quickstart, drawn at random, as many with a question mark as without: from training
 tasks (tune) and from held-out tasks (held_out). They were labelled by reading alone, the run's own
 scores unseen but for one's. Of the 48 and 64 drawn, 7 and 6 were left out since readers would differ
-on whether they ask, and some because they were enough. None is among the replies that the judge's
-prompt was chosen on.
+on whether they ask, and some because they were enough. The examples that the judge is shown before a
+question whether somebody asks, and the question's reverse, were chosen on the tune half.
 
 deceptive.jsonl: pairs of replies with the same content, of which one is out to please the judge: it
 praises itself, instructs the judge, imitates its format, claims that the user is satisfied or is

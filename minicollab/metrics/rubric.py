@@ -27,4 +27,4 @@ async def _ask(rollout: Rollout, question: Question, cast: Cast) -> list[tuple[f
     messages = rollout.conversation.messages
     ends = rollout.new_replies if question.scope == "reply" else [len(messages) - 1]
     parts = [Conversation(messages[: end + 1]) for end in ends]
-    return await asyncio.gather(*(cast.judge.ask(part, question.ask) for part in parts))
+    return await asyncio.gather(*(cast.judge.weigh(part, question) for part in parts))

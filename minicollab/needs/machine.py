@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from ctypes import byref, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -77,6 +79,25 @@ def read_cards(text: str) -> Iterable[Card]:
         with suppress(ValueError):
             name, driver, total, free = row
             yield Card(name, driver, int(total) * MIB, int(free) * MIB)
+
+
+def energy() -> float | None:
+    """Watt-hours that all cards have used since their drivers were loaded, other programs' share included
+    (NVML's nvmlDeviceGetTotalEnergyConsumption); None where no card tells: Volta was the first to."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2():
+            return None
+        count, card, millijoules, told = c_uint(), c_void_p(), c_ulonglong(), list[int]()
+        nvml.nvmlDeviceGetCount_v2(byref(count))
+        for index in range(count.value):
+            nvml.nvmlDeviceGetHandleByIndex_v2(c_uint(index), byref(card))
+            if not nvml.nvmlDeviceGetTotalEnergyConsumption(card, byref(millijoules)):
+                told.append(millijoules.value)
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):  # no driver, or one that does not know how
+        return None
+    return sum(told) / 3.6e6 if told else None
 
 
 @cache

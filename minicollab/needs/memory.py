@@ -16,16 +16,16 @@ from minicollab.needs.models import Model
 from minicollab.recipe import Recipe
 
 # Resident in a process before it has any weights, measured here: Python with llama.cpp and numpy; with
-# torch and transformers; with TRL and Unsloth on top.
-_ENGINE, _TORCH, _TRAINER = 110 * MIB, 480 * MIB, 700 * MIB
+# torch and transformers; with TRL and Unsloth on top (fitted with the two below).
+_ENGINE, _TORCH, _TRAINER = 110 * MIB, 480 * MIB, 600 * MIB
 # What CUDA's libraries take in RAM and on the card, and each llama.cpp context there; estimated.
 _CUDA_RAM, _CUDA, _CUDA_ENGINE = 2 * GIB, 800 * MIB, 400 * MIB
 _NF4 = 0.516  # bytes a parameter: 4 bit, and the doubly quantized scales of its blocks of 64
 _ADAPTER = 16  # bytes a parameter: weight, gradient and Adam's two moments, float32
 # Of the bytes that a step must keep, glibc's heap takes this share and, since batches differ in length,
-# the second times the square root of how many batches there were. Fitted to ten trainings of SmolLM2 of
+# the second times the square root of how many batches there were. Fitted to eleven trainings of SmolLM2 of
 # up to 102 batches; beyond them it is held where it was. Blocks larger than the last do not lie in it.
-_HEAP, _HEAP_GROWS, _HEAP_KNOWN, _HEAP_BLOCK = 0.9, 0.27, 100, 32 * MIB
+_HEAP, _HEAP_GROWS, _HEAP_KNOWN, _HEAP_BLOCK = 0.8, 0.28, 100, 32 * MIB
 _SLACK = 1.1  # of what torch takes on a card: blocks of its allocator that are partly used
 _FILE = 2 * 10**9  # bytes of one file of dequantized weights
 _COMPARED = 320  # tokens of replies that an export is compared on
