@@ -172,7 +172,7 @@ async def check_task(recipe: Recipe, cast: Cast, task: Task) -> Checked:
         rollout = await roll(recipe, cast, task, talk, first, _exchanges(recipe) - 1, "eval", 0)
         opened = replace(rollout, conversation=talk)
         said = [i for i, m in enumerate(rollout.conversation) if m.role == "user"][1:]
-        turns = await asyncio.gather(*(_turn(cast, task, rollout.conversation, i) for i in said))
+        turns = await asyncio.gather(*(check_turn(cast, task, rollout.conversation, i) for i in said))
         measures = await asyncio.gather(*(goal_coverage.measure(r, task, cast) for r in (opened, rollout)))
         leaked, told = (measure.judgements["goal_coverage"] for measure in measures)
         return Checked(style, task, rollout, tuple(turns), leaked, told)
@@ -180,7 +180,7 @@ async def check_task(recipe: Recipe, cast: Cast, task: Task) -> Checked:
         return Checked(style, task, failure=str(failure))
 
 
-async def _turn(cast: Cast, task: Task, talk: Conversation, at: int) -> Turn:
+async def check_turn(cast: Cast, task: Task, talk: Conversation, at: int) -> Turn:
     """What there is to know about the user's message `at`. The judge sees it after the request and
     the assistant's last message."""
     text, judge = talk.messages[at].content, cast.judge

@@ -1,0 +1,65 @@
+"""Are the judge's figures in simulator-check worth anything? Its answers about labelled turns of the user.
+
+    python -m benchmarks.simulator_judge [RECIPE]     # default: the quickstart's judge
+
+tests/data/user_turns.jsonl: turns that Qwen2.5-Coder-1.5B and SmolLM2 wrote as users of the quickstart's
+tasks, half of them fallen out of the part. user_facts.jsonl: whether a turn tells something, and whether
+that is a detail of the goal. Labelled by reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from minicollab import agreement, roles
+from minicollab.progress import silent
+from minicollab.run import Run
+from minicollab.running import run_together
+from minicollab.schema import Conversation, Message
+from minicollab.simulator_check import check_turn
+from minicollab.tasks import load_tasks
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    recipe = Path(sys.argv[1] if len(sys.argv) > 1 else REPO / "recipes/quickstart/smollm2.yaml")
+    with Run.open(recipe, "simulator-judge") as run, run.asking("simulator-judge"):
+        cast = roles.cast(run, [], silent)
+        tasks = {task.id: task for task in load_tasks(run.recipe.tasks)}
+
+        async def check(file: str) -> tuple[list[dict[str, bool]], list[dict[str, float]]]:
+            rows = [json.loads(line) for line in (REPO / "tests/data" / file).read_text("utf-8").splitlines()]
+            talks = [
+                Conversation(
+                    (
+                        Message("user", tasks[row["task_id"]].opening),
+                        Message("assistant", row["reply"]),
+                        Message("user", row["text"]),
+                    )
+                )
+                for row in rows
+            ]
+            turns = (check_turn(cast, tasks[r["task_id"]], t, 2) for r, t in zip(rows, talks, strict=True))
+            return rows, [
+                {"drifted": turn.judge, "tells": turn.tells, "agrees": turn.agrees or 0.0}
+                for turn in await asyncio.gather(*turns)
+            ]
+
+        for file, labels in (("user_turns.jsonl", ["drifted"]), ("user_facts.jsonl", ["tells", "agrees"])):
+            rows, said = run_together(check(file))
+            for label in labels:
+                y = np.array([row[label] for row in rows])
+                p = np.array([each[label] for each in said])
+                found, wrong = (p[y] > 0.5).sum(), (p[~y] > 0.5).sum()
+                print(f"{label}: AUC {agreement.auc(p, y):.2f}, {found} of {y.sum()}, ", end="")
+                print(f"and {wrong} of the {(~y).sum()} others", flush=True)
+
+
+if __name__ == "__main__":
+    main()
