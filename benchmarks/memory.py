@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def estimated(folder: Path, machine: Machine) -> dict[str, int]:
     return {need.stage: round(need.total("ram") / MIB) for need in patient.needs(machine)}
 
 
-def run(recipe: Path, folder: Path) -> list[dict[str, Any]]:
+def run(recipe: Path, folder: Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every stage of a recipe, its estimate made just before it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(load_recipe(recipe).dump(), "utf-8")
+    (folder / "recipe.yaml").write_text(load_recipe(recipe, overrides).dump(), "utf-8")
     rows = []
     for stage in _STAGES:
         expected = estimated(folder, look())[stage]
