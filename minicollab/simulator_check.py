@@ -185,37 +185,36 @@ async def check_turn(cast: Cast, task: Task, talk: Conversation, at: int) -> Tur
     the assistant's last message."""
     text, judge = talk.messages[at].content, cast.judge
     seen = Conversation((talk.messages[0], talk.messages[at - 1]))
-    helps, asks, remark, agrees = await asyncio.gather(
-        _yes(judge, "part", seen, said=text, question=_HELPS, yes="Yes", no="No"),
-        _yes(judge, "part", seen, said=text, question=_WANTS_HELP, yes="No", no="Yes"),
-        _yes(judge, "remark", seen, said=text),
-        _new_detail(cast, task, seen, text),
+    helps, wants, remark = await asyncio.gather(
+        _yes(judge, "part", seen, text, question=_HELPS, yes="Yes", no="No"),
+        _yes(judge, "part", seen, text, question=_WANTS_HELP, yes="No", no="Yes"),
+        _yes(judge, "remark", seen, text),
     )
     return Turn(
         text,
         cast.policy.engine.count(text),
         assistant_like(text, task, Conversation(talk.messages[:at])),
-        (helps + 1 - asks) / 2,
+        (helps + 1 - wants) / 2,
         1 - remark,
-        agrees if remark < 0.5 else None,
+        await _detail(cast, task, seen + Message("user", text)) if remark < 0.5 else None,
     )
 
 
-async def _new_detail(cast: Cast, task: Task, seen: Conversation, text: str) -> float:
-    """The judge's probability, as goal coverage asks it, that the message tells a detail: the largest."""
-    talk = seen + Message("user", text)
+async def _detail(cast: Cast, task: Task, talk: Conversation) -> float:
+    """The judge's probability that the user has told a detail, the largest of all, as goal coverage asks
+    it. What the opening has told counts, too."""
     asked = await goal_coverage.measure(Rollout(talk, len(talk), 0, "window"), task, cast)
-    return max(asked.judgements["goal_coverage"], default=0.0)
+    return max(asked.judgements["goal_coverage"])
 
 
-async def _yes(judge: Judge, name: str, talk: Conversation, **values: str) -> float:
+async def _yes(judge: Judge, name: str, talk: Conversation, said: str, **values: str) -> float:
     """P(Yes) against P(No), whichever style the judge has: these are questions of our own, with
     examples of their own."""
-    said = prompts.one_line(values.pop("said"))
+    values["said"] = prompts.one_line(said)
 
     def show(shown: Conversation) -> Prompt:
         conversation = prompts.transcript(shown, "Human", "AI")
-        filled = prompts.chat(f"simulator_check_{name}", conversation=conversation, said=said, **values)
+        filled = prompts.chat(f"simulator_check_{name}", conversation=conversation, **values)
         return judge.engine.chat(filled)
 
     prompt, _ = fit(judge.engine, "judge", talk, show, _ANSWER)

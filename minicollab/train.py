@@ -122,8 +122,7 @@ def dpo_arguments(options: Train, seed: int, checkpoints: Path) -> dict[str, Any
         "learning_rate": options.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": options.warmup_steps,
-        # TRL would set the adapter's dropout to zero.
-        "disable_dropout": not options.lora_dropout,
+        "disable_dropout": not options.lora_dropout,  # TRL would set the adapter's dropout to zero
         # Once per pair instead of once per pair and epoch, and no second adapter in memory.
         "precompute_ref_log_probs": True,
         "save_strategy": "steps",
@@ -193,9 +192,8 @@ def _load(base: str, options: Train, seed: int) -> tuple[Any, Any]:
             "Set models.train_base to a Hugging Face folder that is on this machine.",
         ) from error
     if not on_gpu:
-        for parameter in model.parameters():  # embeddings and norms would keep the whole file mapped
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.clone()
+        for parameter in filter(torch.is_floating_point, model.parameters()):
+            parameter.data = parameter.data.clone()  # else embeddings and norms keep the whole file mapped
     adapted = FastLanguageModel.get_peft_model(
         model,
         r=options.lora_r,

@@ -29,9 +29,9 @@ def minicollab(*arguments: object) -> Result:
 def test_check_counts_and_measures() -> None:
     result = minicollab("tasks", "check", QUICKSTART)
     assert result.exit_code == 0
-    assert "48 tasks of the family details, no bad rows" in result.output
+    assert "50 tasks of the family details, no bad rows" in result.output
     found = json.loads(minicollab("tasks", "check", QUICKSTART, "--json").stdout)
-    assert (found["family"], found["tasks"], found["bad"], found["skipped"]) == ("details", 48, [], 0)
+    assert (found["family"], found["tasks"], found["bad"], found["skipped"]) == ("details", 50, [], 0)
     lengths = [len(task.opening) for task in load_tasks(load_recipe(Path(QUICKSTART)).tasks)]
     assert found["characters"]["opening"]["longest"] == max(lengths)
     assert found["details"]["most"] == 5 and "reference" not in found["characters"]
