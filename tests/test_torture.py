@@ -14,12 +14,19 @@ from tests.torture.findings import BEGIN, END, Finding, table, tidied, write, wr
 from tests.torture.kills import Kill, kills, store_faults
 from tests.torture.world import Outcome, World
 
+# What `make torture` runs, with a tenth of the answers: slow processors run this, too.
+SMALLER = {
+    "propose": {"candidates": 2},
+    "simulate": {"exchanges": 1, "futures": 1},
+    "judge": {"questions": {"asks": {"ask": "Does the assistant ask a question?", "scope": "reply"}}},
+    "eval": {"samples": 1, "exchanges": 1},
+}
 SHORT = sorted(DISASTERS.keys() - {"many-rows", "overhead", "warm"})  # those are measurements
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with closing(World(tmp_path_factory.mktemp("torture"))) as world:
+    with closing(World(tmp_path_factory.mktemp("torture"), **SMALLER)) as world:
         yield world
 
 

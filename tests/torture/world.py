@@ -75,14 +75,15 @@ class Whole:
 
 
 class World:
-    """`folder` is empty and of our own. All randomness comes from `seed`."""
+    """`folder` is empty and of our own. All randomness comes from `seed`. `sections` replace those of
+    the recipe."""
 
-    def __init__(self, folder: Path, seed: int = 0):
+    def __init__(self, folder: Path, seed: int = 0, **sections: Any):
         self.folder = folder.resolve()
         self.chance = random.Random(seed)
         self._started: list[subprocess.Popen[str]] = []
         self.recipe = self.folder / "small.yaml"
-        self.recipe.write_text(yaml.safe_dump(_small()), "utf-8")
+        self.recipe.write_text(yaml.safe_dump(_small() | sections), "utf-8")
         # Of the person's own cache only the models are used: they would be fetched again.
         own = self.folder / "own/minicollab"
         own.mkdir(parents=True)
