@@ -344,9 +344,9 @@ def write(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_for_real_and_nothing_is_computed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM2 as judge, which it is too small for, of every third conversation."""
-    monkeypatch.setattr("minicollab.judge_check.conversations", lambda half: conversations(half)[::3])
-    monkeypatch.setattr("minicollab.judge_check.deceptions", lambda: deceptions()[::3])
+    """SmolLM2 as judge, which it is too small for, of every fourth conversation."""
+    monkeypatch.setattr("minicollab.judge_check.conversations", lambda half: conversations(half)[::4])
+    monkeypatch.setattr("minicollab.judge_check.deceptions", lambda: deceptions()[::4])
     monkeypatch.setenv("MINICOLLAB_CACHE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path)
