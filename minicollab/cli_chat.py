@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -210,16 +212,34 @@ def _line_editing() -> Iterator[None]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """In a chat Ctrl-C does not end the program, and elsewhere SIGTERM does what Ctrl-C does."""
+    """In a chat Ctrl-C does not end the program, and elsewhere SIGTERM does what Ctrl-C does.
+
+    A reply under way is stopped first, by asyncio: an exception raised in the midst of its loop may lose
+    a task's turn, and the loop would wait for that task for ever.
+    """
+    stopped: Any = None
+    code = 0
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        nonlocal stopped, code
+        code = 128 + number
+        interrupt = signal.getsignal(signal.SIGINT)  # asyncio's, a new one for each reply
+        if interrupt is signal.default_int_handler or not callable(interrupt):
+            raise SystemExit(code)
+        if interrupt is not stopped:
+            stopped = interrupt
+            interrupt(number, frame)
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+    if code:  # there was nothing left to do after that reply
+        raise SystemExit(code)
 
 
 def _side_by_side(said: dict[str, str], console: Console) -> RenderableType:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,9 @@ def test_a_model_that_computes_no_numbers_is_named(temperature: float, tmp_path:
     assert result.exit_code == 6 and "no numbers" in result.stderr.splitlines()[-1]
 
 
-def test_stopped_in_the_midst_of_a_reply() -> None:
+@pytest.mark.parametrize("moment", [0, 0.003, 0.006, 0.009, 0.012])
+def test_stopped_in_the_midst_of_a_reply(moment: float) -> None:
+    """At some moments asyncio lost a task, and waited for it for ever."""
     command = [sys.executable, "-m", "minicollab", "chat", str(tiny("chatml")), "--max-tokens", "2000"]
     where = os.environ | {"PYTHONPATH": str(REPO)}
     with subprocess.Popen(
@@ -295,8 +298,12 @@ def test_stopped_in_the_midst_of_a_reply() -> None:
         child.stdin.write(b"the rain\n" * 100)
         child.stdin.flush()
         child.stdout.read(1)
+        time.sleep(moment)
         child.send_signal(signal.SIGTERM)
-        _, told = child.communicate(timeout=60)
+        try:
+            _, told = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert child.returncode == 128 + signal.SIGTERM and b"Traceback" not in told
 
 

@@ -261,7 +261,7 @@ async def answer(engine: LlamaEngine, text: str, how: Sampling | None) -> Any:
 
 def test_deterministic_answers_are_those_one_gets_alone(gguf: Path, tmp_path: Path) -> None:
     adapter = random_adapter(tmp_path / "a.gguf")
-    asked = mixed(80)
+    asked = mixed(200)
 
     def fresh(which: int) -> LlamaEngine:
         options = recipe.Engine(context=512, deterministic=True)
@@ -270,9 +270,9 @@ def test_deterministic_answers_are_those_one_gets_alone(gguf: Path, tmp_path: Pa
     pair = [fresh(0), fresh(1)]
     together = at_once(*(answer(pair[which], text, how) for text, how, which in asked))
     requested = sum(e.usage.prompt_tokens_requested for e in pair)
-    assert requested > 20 * 512  # far more than fits
+    assert requested > 40 * 512  # far more than fits
     assert sum(e.usage.prompt_tokens_computed for e in pair) < 0.8 * requested
-    for (text, how, which), found in zip(asked, together, strict=True):
+    for (text, how, which), found in list(zip(asked, together, strict=True))[::3]:  # alone is slow
         assert at_once(answer(fresh(which), text, how)) == [found]
 
 
