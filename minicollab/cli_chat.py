@@ -218,10 +218,11 @@ def _ended_by_sigterm() -> Iterator[None]:
     a task's turn, and the loop would wait for that task for ever.
     """
     stopped: Any = None
+    again = threading.Timer(0, lambda: None)
     code = 0
 
     def leave(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped, code
+        nonlocal stopped, again, code
         code = 128 + number
         interrupt = signal.getsignal(signal.SIGINT)  # asyncio's, a new one for each reply
         if interrupt is signal.default_int_handler or not callable(interrupt):
@@ -237,6 +238,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
+        again.cancel()
         signal.signal(signal.SIGTERM, before)
     if code:  # there was nothing left to do after that reply
         raise SystemExit(code)
