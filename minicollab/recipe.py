@@ -23,7 +23,8 @@ class Models(Section):
     (`smollm2-135m-instruct`, `qwen2.5-coder-1.5b-instruct`), a path to a GGUF, or
     `hf:owner/repo/file.gguf`. Without `judge`, the policy's GGUF does all three jobs.
     `http://host:port/v1#name` is a model on an OpenAI-compatible server. `adapter` is a LoRA
-    GGUF that the policy begins with; simulator and judge never have it."""
+    GGUF on the policy in simulate and in eval's base and proactive arms; training and export start
+    from the bare GGUF, and simulator and judge never have it."""
 
     policy: str
     judge: str | None = None
