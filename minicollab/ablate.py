@@ -13,7 +13,7 @@ from typing import Any
 from minicollab import markdown
 from minicollab.errors import RecipeError
 from minicollab.files import aside
-from minicollab.loading import load_recipe
+from minicollab.loading import recipe_at
 from minicollab.recipe import label
 from minicollab.run import Run
 
@@ -44,14 +44,14 @@ def variants(recipe: Path, vary: Sequence[str], overrides: Sequence[str], out: P
         if not key or not all(values):
             raise RecipeError(f"--vary {text} has no values", "Write it as --vary key.path=value,value.")
         varied.setdefault(key, []).extend(values)
-    out = out or Path("runs") / f"{load_recipe(recipe, overrides).name}-ablate"
+    out = out or Path("runs") / f"{recipe_at(recipe, overrides).name}-ablate"
     found = []
     for combination in product(*varied.values()):
         chosen = dict(zip(varied, combination, strict=True))
         pairs = tuple(f"{key}={value}" for key, value in chosen.items())
         folder = out / ",".join(pairs).replace("/", "_")
         found.append(Variant(recipe, folder, chosen, (*overrides, *pairs)))
-        load_recipe(recipe, found[-1].overrides)
+        recipe_at(recipe, found[-1].overrides)
     return found
 
 

@@ -134,7 +134,8 @@ def run_command(
 
     results = {}
     with Run.open(recipe, "run", out, overrides) as run:
-        if until != "simulate":  # what would stop the run after hours: a policy without weights is
+        weightless = until == "simulate" or (until == "train" and run.recipe.models.train_base)
+        if not weightless:  # what would stop the run after hours: a policy without weights is
             check_kinds(run.recipe.export.kinds)
             with display("run", events) as progress:
                 gguf(run, "policy", progress)

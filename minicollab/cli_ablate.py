@@ -51,7 +51,7 @@ def ablate(
 
     commands = context.find_root().command
     assert isinstance(commands, click.Group)
-    asked = variants(recipe / "recipe.yaml" if recipe.is_dir() else recipe, vary, overrides, out)
+    asked = variants(recipe, vary, overrides, out)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         for number, variant in enumerate(asked, 1):
             click.echo(f"{variant.folder.name} ({number} of {len(asked)})")

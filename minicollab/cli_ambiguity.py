@@ -43,7 +43,10 @@ def ambiguity(
     """Does the assistant ask where a question is ambiguous, and answer where it is clear (Abg-CoQA)?"""
     from minicollab.ambiguity import evaluate
 
-    with Run.open(run_or_recipe, "ambiguity", out, overrides) as run, display("ambiguity") as progress:
+    with (
+        Run.open(run_or_recipe, "ambiguity", out, overrides, trial=True) as run,
+        display("ambiguity") as progress,
+    ):
         result = evaluate(run, trained, progress)
     click.echo(json.dumps(result, indent=1) if as_json else _told(run, result))
 

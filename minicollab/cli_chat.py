@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import signal
@@ -79,6 +80,8 @@ class _Pipe:
         self._talk = talk
 
     def run(self) -> None:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
         for line in sys.stdin or ():  # None if it was closed
             if (text := line.strip()) and not self.obey(text):
                 break

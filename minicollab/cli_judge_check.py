@@ -37,7 +37,10 @@ def judge_check(
     from minicollab import judge_check as checking
 
     result: dict[str, Any]
-    with Run.open(run_or_recipe, "judge-check", out, overrides) as run, display("judge-check") as progress:
+    with (
+        Run.open(run_or_recipe, "judge-check", out, overrides, trial=True) as run,
+        display("judge-check") as progress,
+    ):
         if short:
             result = checking.short(run, progress)
         else:

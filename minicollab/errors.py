@@ -35,6 +35,17 @@ class ModelError(MinicollabError):
     code = 4
 
 
+class NoLogprobsError(ModelError):
+    """A server that gives none of the log-probabilities that the judge's answers are read from."""
+
+    def __init__(self, what: str):
+        super().__init__(
+            what,
+            "Set judge.style: json in the recipe; judge-check --short and simulator-check need llama-server"
+            " or vLLM.",
+        )
+
+
 class RunError(MinicollabError):
     """A run directory that lacks what a stage needs, or cannot be written."""
 

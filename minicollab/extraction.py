@@ -203,7 +203,7 @@ def _patterns(thing: str) -> Iterator[str]:
     words = re.sub(r"^(a|an|the)\s+", "", thing.strip(), flags=re.IGNORECASE)
     if words:
         one = r"\W+".join(map(re.escape, words.split()))
-        many = one[:-1] + "(y|ies)" if one.lower().endswith("y") else one + "(s|es)?"
+        many = one[:-1] + "(ys?|ies)" if one.lower().endswith("y") else one + "(s|es)?"
         yield rf"(?<!\w){many}(?!\w)"
 
 

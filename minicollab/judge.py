@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 from minicollab import prompts
@@ -90,8 +91,9 @@ def _corrected(p: float, prior: float) -> float:
 
 
 def _score(text: str) -> float:
-    try:
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         # Not strict: not every server's JSON schema keeps line breaks out of a string.
-        return (int(json.loads(text, strict=False)["score"]) - 1) / 4
-    except (ValueError, KeyError, TypeError):
-        raise Failure(f"the judge wrote no verdict: {prompts.one_line(text)[:80]!r}") from None
+        score = int(json.loads(text, strict=False)["score"])
+        if 1 <= score <= 5:
+            return (score - 1) / 4
+    raise Failure(f"the judge wrote no verdict: {prompts.one_line(text)[:80]!r}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from minicollab import agreement, roles
 from minicollab.cast import Cast
+from minicollab.errors import NoLogprobsError
 from minicollab.labelled import Half, conversations, deceptions
 from minicollab.probes import GOAL, Case, Probe, cases, probes
 from minicollab.progress import Progress, Watcher, silent
@@ -49,7 +50,8 @@ async def check_all(
     """A row of figures a question and style, and every judgement.
 
     `draws` resamples of each interval; `saved()`: seconds that the cache has saved so far. What
-    moves the answer without reason (`shaken`) is measured in the recipe's own style alone.
+    moves the answer without reason (`shaken`) is measured in the recipe's own style alone. A server
+    that gives no log-probabilities is asked in the other style alone.
     """
     items = conversations(half)
     rows, judgements = [], []
@@ -57,7 +59,12 @@ async def check_all(
         for style in STYLES:
             asked, given = probe.styled(style), cases(probe.metric, items)
             start, before = time.monotonic(), saved()
-            scores = await asked.scores(given, progress)
+            try:
+                scores = await asked.scores(given, progress)
+            except NoLogprobsError:
+                if style == cast.judge.options.style:
+                    raise
+                continue
             seconds = time.monotonic() - start + saved() - before
             row = {"question": probe.name, "metric": probe.metric, "style": style}
             row |= figures(given, scores, draws) | {"seconds": seconds / len(given)}

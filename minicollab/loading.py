@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from minicollab.errors import RecipeError
-from minicollab.recipe import HUB, METRICS, Models, Question, Recipe, is_function, is_remote
+from minicollab.recipe import HUB, METRICS, Models, Question, Recipe, is_function, is_remote, label
 
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # the last two: a number too long, text too deep
 _SERVER = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:(?P<port>\d{1,5}))?(/[\w./~%-]*)?#\S+")
@@ -98,6 +99,14 @@ def _check_servers(path: Path, models: Models) -> None:
 def _check_metrics(path: Path, recipe: Recipe) -> None:
     asked = {question.metric for question in recipe.judge.questions.values()}
     known = [*METRICS, *sorted(asked - set(METRICS))]
+    own = [*asked, *(name for name in recipe.reward.weights if is_function(name))]
+    weighed = Counter(label(name) for name in recipe.reward.weights)
+    for name in own:
+        if label(name) in {*METRICS, "mr"} or weighed[label(name)] > 1:
+            raise RecipeError(
+                f"{path.name}: {name}: {label(name)} is the name of another metric",
+                "Give this one another name.",
+            )
     for name in recipe.reward.weights:
         if name not in known and not is_function(name):
             near = difflib.get_close_matches(name, known, 1)

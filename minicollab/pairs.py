@@ -45,14 +45,14 @@ async def converse(
     steps = steps or SimulateProgress(recipe, 1, silent).begin()
     talk, cut = Conversation() + cast.simulator.open(task), Cut()
     turns: list[Turn] = []
-    while talk.exchanges < recipe.simulate.exchanges:
+    while True:
         candidates = await propose(recipe, cast, task, talk)
         steps.proposed(candidates)
         scored = await score_candidates(recipe, cast, task, talk, candidates, steps.step)
         turns.append(Turn(task, talk, tuple(scored), cut))
         steps.scored(scored)
         usable = [s for s in scored if not math.isnan(s.mr)]
-        if not usable:
+        if not usable or talk.exchanges + 1 == recipe.simulate.exchanges:
             break
         best = max(usable, key=lambda s: s.mr)
         seed = seed_of(recipe.seed, task.id, talk.exchanges, "user")

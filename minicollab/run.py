@@ -46,19 +46,25 @@ class Run:
     @classmethod
     @contextmanager
     def open(
-        cls, path: Path, doing: str, out: Path | None = None, overrides: Sequence[str] = ()
+        cls,
+        path: Path,
+        doing: str,
+        out: Path | None = None,
+        overrides: Sequence[str] = (),
+        trial: bool = False,
     ) -> Iterator[Run]:
         """The run of a recipe, or the run that lies in the folder `path`, for this process alone
-        while it is `doing` something; the folder is made and the resolved recipe written to it."""
+        while it is `doing` something; the folder is made and the resolved recipe written to it. With
+        `out` it is a run in that folder. A `trial` leaves the recipe of a run as it is."""
         recipe = recipe_at(path, overrides)
-        folder = path if path.is_dir() else out or Path("runs") / recipe.name
-        run = cls(folder.resolve(), recipe)
+        run = cls((out or (path if path.is_dir() else Path("runs") / recipe.name)).resolve(), recipe)
         with ExitStack() as stack:
             try:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held(run.folder, doing))
-                with aside(run.folder / "recipe.yaml") as partial:
-                    partial.write_text(recipe.dump(), "utf-8")
+                if not (trial and (run / "recipe.yaml").exists()):
+                    with aside(run / "recipe.yaml") as partial:
+                        partial.write_text(recipe.dump(), "utf-8")
             except OSError as error:
                 raise RunError(
                     f"the run folder {run.folder} cannot be written: {error.strerror}",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -299,6 +302,15 @@ def test_piped_lines_are_answered_on_standard_output(tmp_path: Path) -> None:
     assert result.stdout == "".join(f"{reply}\n" for reply in replies)
     assert "is told so" in result.stderr and "\x1b" not in result.output
     assert typed(lines).stdout == result.stdout  # the same seed
+
+
+def test_piped_bytes_that_are_no_text_are_a_message_all_the_same() -> None:
+    command = [sys.executable, "-m", "minicollab", "chat", str(tiny("chatml")), "--max-tokens", "8"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        command, input=b"caf\xe9\n", capture_output=True, env=environment, check=False, timeout=120
+    )
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and done.stdout.strip()
 
 
 def test_a_piped_comparison(adapter: Path) -> None:

@@ -233,3 +233,29 @@ def test_the_run_folder_holds_the_resolved_recipe(small: Path) -> None:
     kept = yaml.safe_load((small.parent / "runs/small/recipe.yaml").read_text("utf-8"))
     assert kept["seed"] == 5 and os.path.isabs(kept["tasks"]["path"])
     assert not list((small.parent / "runs/small").glob(".partial-*"))
+
+
+def test_a_run_goes_on_elsewhere_with_out_and_stays_as_it_was(small: Path) -> None:
+    refused("report", small)
+    run, other = small.parent / "runs/small", small.parent / "other"
+    before = (run / "recipe.yaml").read_text("utf-8")
+    refused("report", run, "--set", "seed=5", "--out", other)
+    assert (run / "recipe.yaml").read_text("utf-8") == before
+    assert yaml.safe_load((other / "recipe.yaml").read_text("utf-8"))["seed"] == 5
+
+
+@pytest.mark.parametrize("check", ["judge-check", "simulator-check", "ambiguity"])
+def test_a_check_leaves_the_recipe_of_a_run_as_it_is(small: Path, check: str) -> None:
+    refused("report", small)
+    kept = small.parent / "runs/small/recipe.yaml"
+    before = kept.read_text("utf-8")
+    for which in (small, kept.parent):
+        refused(check, which, "--set", "judge.questions={kind: {ask: 'Is it kind?'}}")
+    assert kept.read_text("utf-8") == before
+
+
+def test_a_policy_on_a_server_may_be_trained_on_its_original(small: Path) -> None:
+    options = ("policy=http://127.0.0.1:1/v1#big", "train_base=owner/base", "judge=none.gguf")
+    sets = [word for option in options for word in ("--set", f"models.{option}")]
+    assert "none.gguf" in refused("run", small, *sets, "--until", "train")  # simulate has begun
+    assert "is a model on a server" in refused("run", small, *sets)

@@ -183,12 +183,14 @@ def test_real_answers_are_found(repo: Path) -> None:
         ("Is it a grand pianoforte?", False),
         ("Is it a berry, or some berries?", True),
         ("strawberries", False),
+        ("Are you thinking of donkeys?", True),
+        ("monkeys", False),
         ("Is it (c++)?", True),
         ("", False),
     ],
 )
 def test_names_of_a_thing(text: str, named: bool) -> None:
-    task = Task("t", "?", (), reference="a grand piano", metadata={"aliases": ["Berry", "C++"]})
+    task = Task("t", "?", (), reference="a grand piano", metadata={"aliases": ["Berry", "C++", "a donkey"]})
     assert names(text, task) == named
 
 

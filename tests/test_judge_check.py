@@ -20,6 +20,7 @@ from test_pairs import cast, recipe
 from minicollab import agreement
 from minicollab.cli_judge_check import _told, judge_check
 from minicollab.engine.scripted import Request, ScriptedEngine
+from minicollab.errors import NoLogprobsError
 from minicollab.judge_check import check_all, figures, short_check, short_form, verdict
 from minicollab.labelled import conversations, deceptions
 from minicollab.probes import GOAL, Case, cases, probes
@@ -275,6 +276,21 @@ def test_verdicts_that_are_none_are_counted_and_what_the_cache_saved_is_time() -
     assert row["order"] is None and row["length"] is None
     assert all(row["seconds"] * max(row["judgements"], row["failed"]) >= 1000 for row in rows)
     assert {j["score"] for j in judgements if j["style"] == "json"} == {None}
+
+
+def test_a_server_without_log_probabilities_is_checked_in_the_style_that_it_can_do() -> None:
+    def none(request: object) -> list[float]:
+        raise NoLogprobsError("http://there gives no log-probabilities")
+
+    options = recipe(judge={"style": "json", "questions": {"asks": {"ask": "ASKS?"}}})
+    verdicts = lambda request: json.dumps({"reason": "", "score": 5})  # noqa: E731
+    who = cast(options, judge=none, verdict=verdicts)
+    rows, _ = asyncio.run(check_all(who, "tune", 200, lambda: 0.0))
+    assert {row["style"] for row in rows} == {"json"}
+    with pytest.raises(NoLogprobsError, match="judge-check --short and simulator-check need"):
+        asyncio.run(short_form(who))
+    with pytest.raises(NoLogprobsError):
+        asyncio.run(check_all(cast(recipe(), judge=none), "tune", 200, lambda: 0.0))
 
 
 # The short form

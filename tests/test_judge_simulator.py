@@ -151,7 +151,9 @@ def test_a_line_break_in_a_reason_does_not_lose_the_score() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4", "[4]", '{"score": null}', '{"reason": "so', "It is good: 5", '{"a": 1}']
+    "text",
+    ["", "4", "[4]", '{"score": null}', '{"reason": "so', "It is good: 5", '{"a": 1}']
+    + [f'{{"reason": "so", "score": {score}}}' for score in ("0", "6", "10", "-1", "1e999")],
 )
 def test_an_unreadable_verdict_is_a_failure_and_no_score(text: str) -> None:
     with pytest.raises(Failure):

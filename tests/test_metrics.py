@@ -61,8 +61,8 @@ def test_accuracy() -> None:
 def test_an_answer_that_no_rule_finds_is_copied_by_the_model() -> None:
     said = talk("q", "Halving one you are left with\n1/2, I think")
     assert measure("accuracy", said, HALF, ScriptedEngine(["1/2"])) == Measured(1.0, extracted="1/2")
-    invented = measure("accuracy", said, HALF, ScriptedEngine(["0.5"]))
-    assert invented == Measured(0.0, extracted="")
+    for invented in ("0.5", "2", "1", "hink"):
+        assert measure("accuracy", said, HALF, ScriptedEngine([invented])) == Measured(0.0, extracted="")
     assert measure("accuracy", talk("1/2?", "Why?"), HALF, ScriptedEngine(["1/2"])).extracted == ""
     assert measure("accuracy", said, HALF, ScriptedEngine(["None."])).extracted == ""
 

@@ -141,6 +141,13 @@ def test_it_stops_at_the_cap_and_when_the_user_is_done() -> None:
         assert scored.rollouts[0].conversation == OPENED + scored.candidate.message
 
 
+def test_without_a_future_the_user_is_asked_between_the_turns_alone() -> None:
+    options = recipe(simulate={"exchanges": 3, "futures": 1, "window": 0})
+    user = ScriptedEngine(user_says)
+    assert len(talk_through(options, cast(options, user=user))) == 3
+    assert len(user.requests) == 2
+
+
 def test_candidates_that_are_empty_or_repeat_are_left_out() -> None:
     options = recipe(propose={"candidates": 6, "proactive_ratio": 0})
     replies = ["", "a", " b ", "a", "\n", "b"]

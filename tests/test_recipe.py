@@ -36,7 +36,7 @@ def test_every_recipe_loads_and_its_tasks_too(path: Path, tmp_path: Path) -> Non
     if recipe.tasks.family not in ("details", "twenty-questions"):
         pytest.skip("its data set is not ours: tests/test_task_families.py")
     tasks = load_tasks(recipe.tasks)
-    train, held_out = split(tasks, recipe.tasks.train, recipe.tasks.eval, recipe.seed)
+    train, held_out = split(tasks, recipe.tasks.train, recipe.tasks.eval)
     assert len(train) == recipe.tasks.train and len(held_out) == recipe.tasks.eval
     assert not {t.id for t in train} & {t.id for t in held_out}
     assert not {(t.opening, t.details) for t in train} & {(t.opening, t.details) for t in held_out}
@@ -123,6 +123,23 @@ def test_a_metric_that_is_none_is_refused(small: Path) -> None:
         load_recipe(small, ["judge.questions={}"])
     asked = "judge.questions.kind={ask: 'Is it kind?', metric: kindness}"
     assert load_recipe(small, [asked, "reward.weights={kindness: 2}"]).reward.weights == {"kindness": 2}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "reward.weights={metrics.py:turns: 1}",
+        "reward.weights={metrics.py:mr: 1}",
+        "reward.weights={metrics.py:accuracy: 1}",
+        "reward.weights={a.py:quality: 1, b.py:quality: 1}",
+        "reward.weights={metrics.py:interactivity: 1, interactivity: 1}",
+        "judge.questions={asks: {ask: 'Does it?', metric: goal_coverage}}",
+        "judge.questions={asks: {ask: 'Does it?', metric: mr}}",
+    ],
+)
+def test_two_metrics_of_one_name_are_refused(small: Path, override: str) -> None:
+    with pytest.raises(RecipeError, match="is the name of another metric"):
+        load_recipe(small, [override])
 
 
 def test_a_function_and_an_interpreter_are_found_from_the_recipe(small: Path) -> None:

@@ -135,6 +135,14 @@ def test_a_problem_without_an_answer_is_a_bad_row(tmp_path: Path) -> None:
     assert where == "line 1" and fault == "solution has no answer, neither in \\boxed{} nor after ####"
 
 
+def test_a_problem_without_a_type_is_a_math_problem(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"problem": "x?", "solution": "#### 1", "type": " "}\n')
+    recipe = load_recipe(REPO / "recipes/math/smollm2.yaml", [f"tasks.path={path}"])
+    (task,) = check_tasks(recipe.tasks).tasks
+    assert "math" in task.opening and task.category == "math"
+
+
 # code
 
 

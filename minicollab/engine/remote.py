@@ -18,7 +18,7 @@ from typing import Any
 from minicollab import recipe
 from minicollab.engine.base import Completion, Prompt, Sampling, Segment, Usage
 from minicollab.engine.server import Refusal, Server
-from minicollab.errors import ModelError
+from minicollab.errors import ModelError, NoLogprobsError
 from minicollab.schema import Message
 
 _ALTERNATIVES = 20  # as many as OpenAI and vLLM list at most
@@ -110,7 +110,7 @@ class RemoteEngine:
         elif not any(found):
             problem = f"lists none of {', '.join(c.strip() for c in continuations)} as likely answers"
         if problem:
-            raise ModelError(f"{self._server.url} {problem}", "Set judge.style: json in the recipe.")
+            raise NoLogprobsError(f"{self._server.url} {problem}")
         least = min(log for _, log in listed)
         return [_log_of_sum(logs) if logs else least for logs in found]
 

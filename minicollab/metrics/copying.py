@@ -31,6 +31,12 @@ async def copy_out(conversation: Conversation, what: str, cast: Cast) -> tuple[s
     words = (await engine.generate(prompt, sampling)).text.split()
     if not words or " ".join(words).strip(" .").lower() == "none":
         return None, cut
-    literal = re.compile(r"\s+".join(map(re.escape, words)))
+    # Not from the midst of a word or number: 5 is not what 15, 5.2 or 1/5 say.
+    begin, end = r"(?<!\w)(?<!\d[./])" * _is_word(words[0][0]), r"(?!\w|[./]\d)" * _is_word(words[-1][-1])
+    literal = re.compile(begin + r"\s+".join(map(re.escape, words)) + end)
     said = [message.content for message in conversation if message.role == "assistant"]
     return next((found[0] for text in reversed(said) if (found := literal.search(text))), None), cut
+
+
+def _is_word(character: str) -> bool:
+    return re.match(r"\w", character) is not None

@@ -83,12 +83,9 @@ def tasks_file(options: Tasks) -> Path:
     return hub.kept(options) if options.path.startswith(HUB) else Path(options.path)
 
 
-def split(tasks: list[Task], train: int, eval: int, seed: int = 0) -> tuple[list[Task], list[Task]]:
-    """The first `train` tasks and, held out, the last `eval`, in file order, never overlapping.
-
-    `seed` draws nothing here: runs that differ in seed alone are compared on the same held-out tasks.
-    Raises TaskError if there are too few.
-    """
+def split(tasks: list[Task], train: int, eval: int) -> tuple[list[Task], list[Task]]:
+    """The first `train` tasks and, held out, the last `eval`, in file order, never overlapping: whatever
+    the seed, runs are compared on the same ones. Raises TaskError if there are too few."""
     if train + eval > len(tasks):
         raise TaskError(
             f"tasks.train = {train} and tasks.eval = {eval} are more than the {len(tasks)} tasks there are",

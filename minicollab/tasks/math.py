@@ -51,9 +51,9 @@ class Row(Family):
         return solution
 
     def as_task(self, name: str) -> Task:
-        name, topic = self.id or name, self.type.lower()
+        name, topic = self.id or name, self.type.strip().lower() or "math"
         opening = pick(_OPENINGS, name).format(topic=topic, a=a(topic))
-        return Task(name, opening, told(self.problem), self.type, gold(self.solution))
+        return Task(name, opening, told(self.problem), self.type.strip() or "math", gold(self.solution))
 
 
 def told(problem: str) -> tuple[str, ...]:
