@@ -13,6 +13,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from minicollab.progress import silent
 from minicollab.run import Run
 from minicollab.running import run_together
 from minicollab.schema import Conversation, Message
-from minicollab.simulator_check import check_turn
+from minicollab.simulator_check import check_answer, check_turn
 from minicollab.tasks import load_tasks
 
 REPO = Path(__file__).resolve().parents[1]
@@ -33,23 +34,17 @@ def main() -> None:
         cast = roles.cast(run, [], silent)
         tasks = {task.id: task for task in load_tasks(run.recipe.tasks)}
 
+        async def judged(row: dict[str, Any]) -> dict[str, float]:
+            task = tasks[row["task_id"]]
+            before = Conversation((Message("user", task.opening), Message("assistant", row["reply"])))
+            if "drifted" in row:
+                return {"drifted": (await check_turn(cast, task, before, row["text"])).judge}
+            answer = await check_answer(cast, task, before, row["text"])
+            return {"tells": answer.tells, "agrees": answer.agrees or 0.0}
+
         async def check(file: str) -> tuple[list[dict[str, bool]], list[dict[str, float]]]:
             rows = [json.loads(line) for line in (REPO / "tests/data" / file).read_text("utf-8").splitlines()]
-            talks = [
-                Conversation(
-                    (
-                        Message("user", tasks[row["task_id"]].opening),
-                        Message("assistant", row["reply"]),
-                        Message("user", row["text"]),
-                    )
-                )
-                for row in rows
-            ]
-            turns = (check_turn(cast, tasks[r["task_id"]], t, 2) for r, t in zip(rows, talks, strict=True))
-            return rows, [
-                {"drifted": turn.judge, "tells": turn.tells, "agrees": turn.agrees or 0.0}
-                for turn in await asyncio.gather(*turns)
-            ]
+            return rows, await asyncio.gather(*(judged(row) for row in rows))
 
         for file, labels in (("user_turns.jsonl", ["drifted"]), ("user_facts.jsonl", ["tells", "agrees"])):
             rows, said = run_together(check(file))

@@ -24,11 +24,11 @@ _ROWS = {
     "drift_both": "role drift, by both",
     "leak_judge": "told at once, by judge",
     "leak_words": "told at once, by words",
-    "faithfulness": "faithful to the goal",
-    "coverage": "told in the end",
-    "ended_covered": "ended, all told",
-    "ended_before": "ended before that",
-    "never_ended": "never ended",
+    "faithfulness": "asked: faithful",
+    "coverage": "asked: told in the end",
+    "ended_covered": "asked: ended, all told",
+    "ended_before": "asked: ended before that",
+    "never_ended": "asked: never ended",
 }
 _NUMBERS = {"tokens": "tokens a turn"}
 _PLAIN = {"distinct_1": "distinct-1", "distinct_2": "distinct-2", "repeated": "said before"}
@@ -66,7 +66,7 @@ def _told(run: Run, result: dict[str, Any]) -> str:
     rows |= {head: [_cell(s[name], 100) for s in styles.values()] for name, head in _ROWS.items()}
     rows |= {head: [_cell(s[name], 1) for s in styles.values()] for name, head in _NUMBERS.items()}
     rows |= {head: [_percent(s[name]) for s in styles.values()] for name, head in _PLAIN.items()}
-    rows["user turns"] = [str(s["turns"]) for s in styles.values()]
+    rows["turns, answers"] = [f"{s['turns']}, {s['answers']}" for s in styles.values()]
     rows["failed conversations"] = [f"{s['failed']} of {result['tasks']}" for s in styles.values()]
     lines = [head.ljust(_LEFT) + "".join(cell.rjust(_CELL) for cell in cells) for head, cells in rows.items()]
     counted = f"{result['tasks']} tasks of {result['exchanges']} exchanges, {result['cost']['seconds']:.0f} s"

@@ -1,7 +1,9 @@
 """Does the simulated user keep to its part, and to its goal?
 
-Tasks are played as eval's base arm plays them, and what the user said is looked at by rule and by the
-recipe's judge. A judge that cannot judge makes the figures that come from it worthless: they are
+Each task is played twice. Once as eval's base arm plays it: does the user stay the user, whatever this
+policy says? Once with an interviewer, who asks for everything and nothing in particular: does the user
+tell what it has in mind, nothing else, and end when all is told? What it said is looked at by rule and
+by the recipe's judge. A judge that cannot judge makes the figures that come from it worthless: they are
 named after where they come from.
 """
 
@@ -14,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from minicollab import prompts, roles
-from minicollab.cast import Cast
+from minicollab.cast import Cast, Policy
 from minicollab.drift import assistant_like, ngrams, tells, words
-from minicollab.engine.base import Prompt, choose
+from minicollab.engine.base import Completion, Prompt, choose
 from minicollab.errors import RecipeError, StageError
 from minicollab.failures import Failure
 from minicollab.fit import fit
@@ -28,12 +30,18 @@ from minicollab.recipe import Simulator as Options
 from minicollab.rollout import roll
 from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
-from minicollab.schema import Candidate, Conversation, Message, Rollout, Task
+from minicollab.schema import Candidate, Conversation, Cut, Message, Rollout, Task
 from minicollab.seeds import seed_of
 from minicollab.tasks import load_tasks
 
 CONVERSATIONS = "simulator_check.jsonl"
-_EXCHANGES = 3  # at least: with two the user speaks once, and has no occasion to end
+_EXCHANGES = 3  # at least: with two the user speaks once
+_QUESTIONS = (
+    "Gladly! What is it for, and what matters to you?",
+    "Thank you. What else should I know?",
+    "Good. Is there anything else, or is that all?",
+)
+_ASKED = 5  # questions: the last one again, if need be
 _ANSWER = 4  # tokens that "Yes" or "No" may have
 _HELPS = "Does this message give help, as an AI does?"
 _WANTS_HELP = "Does this message come from somebody who wants help?"
@@ -41,27 +49,45 @@ _WANTS_HELP = "Does this message come from somebody who wants help?"
 
 @dataclass(frozen=True)
 class Turn:
-    """A message of the user after the first. `rule`: whether `assistant_like` says that it is the
-    assistant's; `judge`: the judge's probability of that; `tells`: that it tells something;
-    `agrees`: if it does, that this is a detail of the goal. `tokens` by the policy's tokenizer."""
+    """What the user says to the policy. `rule`: whether `assistant_like` says that it is the
+    assistant's; `judge`: the judge's probability of that. `tokens` by the policy's tokenizer."""
 
     text: str
     tokens: int
     rule: bool
     judge: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the user says to the interviewer. `tells`: the judge's probability that it tells something;
+    `agrees`: if it does, that this is a detail of the goal."""
+
+    text: str
     tells: float
     agrees: float | None
 
 
+class Interviewer(Policy):
+    """An assistant that asks `_QUESTIONS`."""
+
+    async def reply(self, talk: Conversation, seed: int) -> tuple[Completion, Cut]:
+        text = _QUESTIONS[min(talk.exchanges, len(_QUESTIONS) - 1)]
+        return Completion(text, self.engine.count(text), "end"), Cut()
+
+
 @dataclass(frozen=True)
 class Checked:
-    """A conversation. `leaked` and `told`: the judge's probability, by detail, that the user has
-    said it in the first message, and in all of them. `failure` says why there is none."""
+    """A task: the `talk` with the policy, and the `interview`. `leaked` and `told`: the judge's
+    probability, by detail, that the user has said it in the first message, and in all of the interview.
+    `failure` says why there is none of all that."""
 
     style: str
     task: Task
-    rollout: Rollout | None = None
+    talk: Rollout | None = None
+    interview: Rollout | None = None
     turns: tuple[Turn, ...] = ()
+    answers: tuple[Answer, ...] = ()
     leaked: tuple[float, ...] = ()
     told: tuple[float, ...] = ()
     failure: str | None = None
@@ -72,19 +98,26 @@ class Checked:
             "style": self.style,
             "task_id": self.task.id,
             "details": list(self.task.details),
-            "messages": self.rollout.conversation.as_dicts() if self.rollout else [],
-            "stop_reason": self.rollout.stop_reason if self.rollout else None,
+            "talk": _row(self.talk),
+            "interview": _row(self.interview),
             "turns": [asdict(turn) for turn in self.turns],
+            "answers": [asdict(answer) for answer in self.answers],
             "leaked": list(self.leaked),
             "told": list(self.told),
             "failure": self.failure,
         }
 
     def ends(self, done: bool, covered: bool | None = None) -> tuple[int, int]:
-        """Whether the user ended the conversation, after all was told or before: 1 of 1, or 0."""
-        assert self.rollout
-        same = (self.rollout.stop_reason == "user_done") == done
+        """Whether the user ended the interview, after all was told or before: 1 of 1, or 0."""
+        assert self.interview
+        same = (self.interview.stop_reason == "user_done") == done
         return int(same and covered in (None, _sure(self.told) == len(self.told))), 1
+
+
+def _row(rollout: Rollout | None) -> dict[str, Any] | None:
+    if not rollout:
+        return None
+    return {"messages": rollout.conversation.as_dicts(), "stop_reason": rollout.stop_reason}
 
 
 def _sure(probabilities: Sequence[float | None]) -> int:
@@ -97,7 +130,7 @@ SHARES: Mapping[str, Callable[[Checked], tuple[int, int]]] = {
     "drift_both": lambda c: (_sure([t.judge for t in c.turns if t.rule]), len(c.turns)),
     "leak_judge": lambda c: (_sure(c.leaked), len(c.leaked)),
     "leak_words": lambda c: (sum(tells(c.task.opening, d) for d in c.task.details), len(c.task.details)),
-    "faithfulness": lambda c: (_sure([t.agrees for t in c.turns]), _sure([t.tells for t in c.turns])),
+    "faithfulness": lambda c: (_sure([a.agrees for a in c.answers]), _sure([a.tells for a in c.answers])),
     "coverage": lambda c: (_sure(c.told), len(c.told)),
     "ended_covered": lambda c: c.ends(True, True),
     "ended_before": lambda c: c.ends(True, False),
@@ -163,41 +196,61 @@ async def check_all(
 
 
 async def check_task(recipe: Recipe, cast: Cast, task: Task) -> Checked:
-    """One conversation and all that is asked about it. Its seeds are those of eval's first sample."""
+    """Both conversations of a task and all that is asked about them. Their seeds are those of eval's
+    first sample."""
     style = cast.simulator.options.style
-    talk = Conversation() + cast.simulator.open(task)
+    interviewer = replace(cast, policy=Interviewer(cast.policy.engine, cast.policy.options))
     try:
-        answer, cut = await cast.policy.reply(talk, seed_of(recipe.seed, task.id, "eval", 0, "first reply"))
-        first = Candidate(0, "plain", answer.text.strip(), answer.stop_reason, cut)
-        rollout = await roll(recipe, cast, task, talk, first, _exchanges(recipe) - 1, "eval", 0)
-        opened = replace(rollout, conversation=talk)
-        said = [i for i, m in enumerate(rollout.conversation) if m.role == "user"][1:]
-        turns = await asyncio.gather(*(check_turn(cast, task, rollout.conversation, i) for i in said))
-        measures = await asyncio.gather(*(goal_coverage.measure(r, task, cast) for r in (opened, rollout)))
-        leaked, told = (measure.judgements["goal_coverage"] for measure in measures)
-        return Checked(style, task, rollout, tuple(turns), leaked, told)
+        talk, interview = await asyncio.gather(
+            _play(recipe, cast, task, _exchanges(recipe)), _play(recipe, interviewer, task, _ASKED)
+        )
+        opened = replace(interview, conversation=Conversation(interview.conversation.messages[:1]))
+        turns, answers, first, all_of_it = await asyncio.gather(
+            asyncio.gather(*(check_turn(cast, task, *said) for said in _said(talk))),
+            asyncio.gather(*(check_answer(cast, task, *said) for said in _said(interview))),
+            goal_coverage.measure(opened, task, cast),
+            goal_coverage.measure(interview, task, cast),
+        )
+        leaked, told = (each.judgements["goal_coverage"] for each in (first, all_of_it))
+        return Checked(style, task, talk, interview, tuple(turns), tuple(answers), leaked, told)
     except Failure as failure:
         return Checked(style, task, failure=str(failure))
 
 
-async def check_turn(cast: Cast, task: Task, talk: Conversation, at: int) -> Turn:
-    """What there is to know about the user's message `at`. The judge sees it after the request and
-    the assistant's last message."""
-    text, judge = talk.messages[at].content, cast.judge
-    seen = Conversation((talk.messages[0], talk.messages[at - 1]))
-    helps, wants, remark = await asyncio.gather(
+async def _play(recipe: Recipe, cast: Cast, task: Task, exchanges: int) -> Rollout:
+    opened = Conversation() + cast.simulator.open(task)
+    answer, cut = await cast.policy.reply(opened, seed_of(recipe.seed, task.id, "eval", 0, "first reply"))
+    first = Candidate(0, "plain", answer.text.strip(), answer.stop_reason, cut)
+    return await roll(recipe, cast, task, opened, first, exchanges - 1, "eval", 0)
+
+
+def _said(rollout: Rollout) -> list[tuple[Conversation, str]]:
+    """What the user said after the opening, and the conversation before it."""
+    messages = rollout.conversation.messages
+    return [(Conversation(messages[:i]), m.content) for i, m in enumerate(messages) if i and m.role == "user"]
+
+
+async def check_turn(cast: Cast, task: Task, before: Conversation, text: str) -> Turn:
+    """Whose words are these? The judge sees the request and the assistant's last message before."""
+    judge, seen = cast.judge, _seen(before)
+    helps, wants = await asyncio.gather(
         _yes(judge, "part", seen, text, question=_HELPS, yes="Yes", no="No"),
         _yes(judge, "part", seen, text, question=_WANTS_HELP, yes="No", no="Yes"),
-        _yes(judge, "remark", seen, text),
     )
-    return Turn(
-        text,
-        cast.policy.engine.count(text),
-        assistant_like(text, task, Conversation(talk.messages[:at])),
-        (helps + 1 - wants) / 2,
-        1 - remark,
-        await _detail(cast, task, seen + Message("user", text)) if remark < 0.5 else None,
-    )
+    tokens, rule = cast.policy.engine.count(text), assistant_like(text, task, before)
+    return Turn(text, tokens, rule, (helps + 1 - wants) / 2)
+
+
+async def check_answer(cast: Cast, task: Task, before: Conversation, text: str) -> Answer:
+    """Is something told, and is it so?"""
+    seen = _seen(before)
+    remark = await _yes(cast.judge, "remark", seen, text)
+    agrees = await _detail(cast, task, seen + Message("user", text)) if remark < 0.5 else None
+    return Answer(text, 1 - remark, agrees)
+
+
+def _seen(before: Conversation) -> Conversation:
+    return Conversation((before.messages[0], before.messages[-1]))
 
 
 async def _detail(cast: Cast, task: Task, talk: Conversation) -> float:
@@ -230,7 +283,7 @@ def figures(checked: Sequence[Checked], seed: int, draws: int) -> dict[str, Any]
     """
     import numpy as np
 
-    whole = [each for each in checked if each.rollout]
+    whole = [each for each in checked if not each.failure]
     if not whole:
         reasons = Counter(str(each.failure).partition(":")[0] for each in checked).most_common(3)
         raise StageError(
@@ -252,6 +305,7 @@ def figures(checked: Sequence[Checked], seed: int, draws: int) -> dict[str, Any]
         **{name: share(count) for name, count in SHARES.items()},
         **diversity(said),
         "turns": len(said),
+        "answers": sum(len(each.answers) for each in whole),
         "conversations": len(whole),
         "failed": len(checked) - len(whole),
     }

@@ -1,8 +1,8 @@
 """simulator-check: the figures by hand, the conversations with scripted engines, and once for real.
 
-Scripted: the assistant asks "For whom?"; the user of the first task tells all and ends, that of the
-second offers help and ends, that of the third says nothing of use. The judge says yes to what stands
-in `judges`.
+Scripted: the policy asks "For whom?"; the user of the first task tells all and ends, that of the
+second offers help and ends, that of the third says nothing of use, to the policy as to the
+interviewer. The judge says yes to what stands in `judges`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,42 @@ from minicollab.cli_simulator_check import simulator_check
 from minicollab.engine.scripted import Request, ScriptedEngine
 from minicollab.errors import RecipeError, StageError
 from minicollab.schema import Conversation, Message, Rollout, Task
-from minicollab.simulator_check import SHARES, Checked, Turn, check_all, diversity, figures
+from minicollab.simulator_check import SHARES, Answer, Checked, Turn, check_all, diversity, figures
 
 TASK = Task("t", "a card please", ("it is for my uncle", "he turns sixty"))
 TALK = Conversation((Message("user", TASK.opening), Message("assistant", "For whom?")))
 
 
-def turn(rule: bool, judge: float, tells: float = 0.0, agrees: float | None = None, tokens: int = 4) -> Turn:
-    return Turn("x", tokens, rule, judge, tells, agrees)
+def turn(rule: bool, judge: float, tokens: int = 4) -> Turn:
+    return Turn("x", tokens, rule, judge)
 
 
-def checked(turns: list[Turn], told: tuple[float, float] = (0.9, 0.9), done: bool = True) -> Checked:
-    rollout = Rollout(TALK, 1, 0, "user_done" if done else "window")
-    return Checked("transcript", TASK, rollout, tuple(turns), (0.7, 0.2), told)
+def answer(tells: float, agrees: float | None = None) -> Answer:
+    return Answer("x", tells, agrees)
+
+
+def checked(
+    turns: list[Turn],
+    answers: list[Answer] | None = None,
+    told: tuple[float, float] = (0.9, 0.9),
+    done: bool = True,
+) -> Checked:
+    talk, interview = Rollout(TALK, 1, 0, "window"), Rollout(TALK, 1, 0, "user_done" if done else "window")
+    return Checked("transcript", TASK, talk, interview, tuple(turns), tuple(answers or ()), (0.7, 0.2), told)
 
 
 # The figures
 
 
 def test_the_figures_worked_out_by_hand() -> None:
-    """Two conversations, of 3 turns and of 1."""
+    """Two tasks, of 3 turns and answers and of 1."""
     found = figures(
         [
-            checked([turn(True, 0.9), turn(True, 0.1, 0.8, 0.3), turn(False, 0.6, 0.9, 0.9, tokens=8)]),
-            checked([turn(False, 0.5, 0.9, 0.8)], told=(0.9, 0.5), done=False),
+            checked(
+                [turn(True, 0.9), turn(True, 0.1), turn(False, 0.6, tokens=8)],
+                [answer(0.1), answer(0.8, 0.3), answer(0.9, 0.9)],
+            ),
+            checked([turn(False, 0.5)], [answer(0.9, 0.8)], told=(0.9, 0.5), done=False),
             Checked("transcript", TASK, failure="the simulated user said nothing"),
         ],
         0,
@@ -66,7 +78,7 @@ def test_the_figures_worked_out_by_hand() -> None:
             "tokens": 20 / 4,
         }
     )
-    assert (found["turns"], found["conversations"], found["failed"]) == (4, 2, 1)
+    assert (found["turns"], found["answers"], found["conversations"], found["failed"]) == (4, 4, 2, 1)
     assert all(found[name]["low"] <= values[name] <= found[name]["high"] for name in SHARES)
 
 
@@ -148,21 +160,19 @@ def check(*styles: str, **sections: Any) -> list[Checked]:
 
 def test_what_is_found_in_a_conversation() -> None:
     tells, helps, idles = check()
-    assert tells.rollout and tells.rollout.stop_reason == "user_done"
-    assert tells.turns == (
-        Turn(
-            "for my uncle, he turns sixty",
-            6,
-            False,
-            pytest.approx((0.2 + 1 - 0.9) / 2),
-            pytest.approx(0.8),
-            pytest.approx(0.9),
-        ),
-    )
+    assert tells.talk and tells.interview
+    assert tells.talk.stop_reason == tells.interview.stop_reason == "user_done"
+    text = "for my uncle, he turns sixty"
+    assert tells.turns == (Turn(text, 6, False, pytest.approx((0.2 + 1 - 0.9) / 2)),)
+    assert tells.answers == (Answer(text, pytest.approx(0.8), pytest.approx(0.9)),)
+    asked = [m.content for m in tells.interview.conversation if m.role == "assistant"]
+    assert len(asked) == 2 and "What is it for" in asked[0] and "What else" in asked[1]
     assert tells.leaked == pytest.approx((0.2, 0.2)) and tells.told == pytest.approx((0.9, 0.9))
-    assert [(t.rule, t.judge > 0.5, t.agrees) for t in helps.turns] == [(True, True, None)]
-    assert idles.rollout and idles.rollout.stop_reason == "window"
-    assert [t.text for t in idles.turns] == ["not right"] * 2 and len(idles.rollout.conversation) == 6
+    assert [(t.rule, t.judge > 0.5) for t in helps.turns] == [(True, True)]
+    assert [a.agrees for a in helps.answers] == [None]
+    assert idles.talk and idles.interview and idles.interview.stop_reason == "window"
+    assert [t.text for t in idles.turns] == ["not right"] * 2 and len(idles.talk.conversation) == 6
+    assert len(idles.answers) == 4 and "is that all" in idles.interview.conversation.messages[-1].content
     found = figures([tells, helps, idles], 0, 100)
     ends = [found[name]["value"] for name in ("ended_covered", "ended_before", "never_ended")]
     assert ends == pytest.approx([1 / 3] * 3)
@@ -174,7 +184,7 @@ def test_with_redraws_what_drifts_is_a_failure_that_is_counted() -> None:
     found = check(simulator={"redraws": 1})
     assert [bool(each.failure) for each in found] == [False, True, False]
     row = found[1].row()
-    assert row["failure"].startswith("the simulated user fell out of its part") and row["messages"] == []
+    assert row["failure"].startswith("the simulated user fell out of its part") and row["talk"] is None
     assert figures(found, 0, 100)["failed"] == 1
     with pytest.raises(StageError, match=r"fell out of its part \(1\).*redraws"):
         figures(found[1:2], 0, 100)
@@ -188,13 +198,13 @@ def test_styles_are_played_beside_each_other_with_the_same_seeds() -> None:
     assert [each.style for each in found] == ["transcript", "chat"]
     chat = [request for request in user.requests if request.prompt.startswith("<user>")]
     plain = [request for request in user.requests if request not in chat]
-    assert len(chat) == len(plain) == 2
+    assert len(chat) == len(plain) == 4  # told and done, to policy and interviewer
     assert [request.sampling for request in chat] == [request.sampling for request in plain]
 
 
 def test_a_longer_eval_is_played_as_long() -> None:
     idles = check(eval={"exchanges": 5})[2]
-    assert idles.rollout and idles.rollout.conversation.exchanges == 5
+    assert idles.talk and idles.talk.conversation.exchanges == 5
 
 
 # The command
