@@ -26,7 +26,9 @@ class Number(click.FloatRange):
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 run_or_recipe_argument = click.argument("run_or_recipe", type=click.Path(path_type=Path))
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path), help="Run folder; default runs/<name of the recipe>."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; default the one given, or runs/<name of the recipe>.",
 )
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe."
