@@ -1,8 +1,9 @@
-"""Tells a user's turn from an assistant's, by rule.
+"""Tells a user's turn from an assistant's, and one that makes things up, by rule.
 
 A chat model that plays the user falls back into the part it was trained for: it offers help, does the
 task itself, or says the assistant's lines again. The rules are made not to take an ordinary user's
-turn for one of these; a turn that slips through is for the judge to find (`simulator_check`).
+turn for one of these; a turn that slips through is for the judge to find (`simulator_check`). It also
+makes up wishes when it is asked for more than it has in mind.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _WORK = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _LONG = 60  # words; the longest turn of a user who only says what they want is shorter
+_NEW = 3  # words: a turn without any fact ("hmm, that's too stiff") seldom has as many
 _ECHO, _OWN = 0.6, 0.5  # shares of trigrams: of the assistant's message, of what the user knows
 
 
@@ -73,6 +75,15 @@ def assistant_like(text: str, task: Task, talk: Conversation) -> bool:
         return True
     replies = [m.content for m in talk if m.role == "assistant"]
     return overlap(text, replies[-1:], own) >= _ECHO
+
+
+def invents(text: str, task: Task, talk: Conversation) -> bool:
+    """Whether a user's turn, said after `talk`, makes things up: three or more of its words that carry
+    meaning, and half of them, stand neither in the task nor in the conversation."""
+    known = " ".join([task.opening, *task.details, *(m.content for m in talk)])
+    meant = {word[:5] for word in words(text) if word not in _LITTLE | _SMALL_TALK}
+    new = meant - {word[:5] for word in words(known)}
+    return len(new) >= _NEW and 2 * len(new) >= len(meant)
 
 
 def words(text: str) -> list[str]:
@@ -99,6 +110,19 @@ _LITTLE = frozenset(
         """a an and any are as at be been but by can could do does did for from had has have he her his how i
         if in into is it its just me my no not of on one only or our she should so some that the their them
         there they this to too up us want was we were what when where which who will with would you your"""
+    )
+)
+
+_SMALL_TALK = frozenset(
+    words(
+        """about after again all also always am anything because before best better bit can't come couldn't
+        didn't doesn't don't else even ever exactly excited explain find fine first fit fits get give go
+        good great he's hear hello help hey hi hmm hope i'd i'll i'm i've idea interesting isn't it's kind
+        know last less let's like little look looking lot love make makes maybe more much my myself need
+        never new next nice nothing now oh ok okay other please quite really right say see she's someone
+        something sorry sort sound sounds speak start still stop suggestion suggestions sure talk tell
+        thank thanks that's then there's they're thing things think try two um understand use very want
+        wasn't way we'd we'll we're well what's won't work worry would wouldn't write wrong yes yet you're"""
     )
 )
 

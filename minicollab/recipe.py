@@ -86,8 +86,8 @@ class Simulator(Section):
     """`transcript`: continues a few-shot transcript. `chat`: follows an instruction, as in the
     paper. `yes-no`: only answers yes or no about the first detail, and is done when it is named.
     `personas`: each task's user has a knowledge, a style, a patience and typos, drawn from the run's
-    seed; not with `yes-no`. `redraws`: how often a turn that reads like an assistant's is drawn again
-    before its future fails; 0: such turns stand."""
+    seed; not with `yes-no`. `redraws`: how often a turn that reads like an assistant's or makes
+    things up is drawn again before its future fails; 0: such turns stand."""
 
     style: Literal["transcript", "chat", "yes-no"] = "transcript"
     generation: Generation = Generation(max_tokens=40)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minicollab import personas, prompts
-from minicollab.drift import assistant_like
+from minicollab.drift import assistant_like, invents
 from minicollab.engine.base import Engine, Prompt, Sampling, choose
 from minicollab.extraction import names
 from minicollab.failures import Failure
@@ -37,8 +37,8 @@ class Simulator:
 
         An empty answer is drawn again with another seed, and so is the end while the user has
         told nothing but the opening. The last try counts; Failure if it is empty. A turn that reads
-        like an assistant's is drawn again `redraws` times, if the recipe says so; then Failure. A
-        persona that has lost patience is done.
+        like an assistant's or makes things up is drawn again `redraws` times, if the recipe says so;
+        then Failure. A persona that has lost patience is done.
         """
         if self.options.style == "yes-no":
             return await self._answer(task, talk.messages[-1].content), Cut()
@@ -53,7 +53,7 @@ class Simulator:
             text = await self._draw(prompt, told, seed_of(seed, "redraw", redraw) if redraw else seed)
             if text is None:
                 return None, cut
-            if not redraws or not assistant_like(text, task, talk):
+            if not redraws or not (assistant_like(text, task, talk) or invents(text, task, talk)):
                 return Message("user", persona.misspell(text, task, seed) if persona else text), cut
         raise Failure(f"the simulated user fell out of its part: {text!r}")
 

@@ -10,6 +10,7 @@ named after where they come from.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +43,11 @@ _QUESTIONS = (
     "Good. Is there anything else, or is that all?",
 )
 _ASKED = 5  # questions: the last one again, if need be
+_ENDS = re.compile(
+    r"\b(that('s| is| was) (all|it)|nothing (else|more)|i'm (done|good))\b"
+    r"|^no\b(\W+(thanks?|thank you).*)?\W*$",
+    re.IGNORECASE,
+)
 _ANSWER = 4  # tokens that "Yes" or "No" may have
 _HELPS = "Does this message give help, as an AI does?"
 _WANTS_HELP = "Does this message come from somebody who wants help?"
@@ -108,9 +114,11 @@ class Checked:
         }
 
     def ends(self, done: bool, covered: bool | None = None) -> tuple[int, int]:
-        """Whether the user ended the interview, after all was told or before: 1 of 1, or 0."""
+        """Whether the user ended the interview, or said that it was over, after all was told or before:
+        1 of 1, or 0."""
         assert self.interview
-        same = (self.interview.stop_reason == "user_done") == done
+        said = any(_ENDS.search(answer.text.replace("\u2019", "'")) for answer in self.answers)
+        same = (said or self.interview.stop_reason == "user_done") == done
         return int(same and covered in (None, _sure(self.told) == len(self.told))), 1
 
 

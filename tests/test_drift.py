@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minicollab.drift import assistant_like, ngrams, overlap, tells, words
+from minicollab.drift import assistant_like, invents, ngrams, overlap, tells, words
 from minicollab.recipe import Tasks
 from minicollab.schema import Conversation, Message, Task
 from minicollab.tasks import load_tasks
@@ -121,3 +121,33 @@ def test_a_detail_is_told_by_half_of_its_words() -> None:
     assert tells("Ingrid, my boss, retired", detail)
     assert not tells("for my boss, she has thirty", detail)
     assert not tells("it is for me", "it is for my") and not tells("", detail)
+
+
+@pytest.mark.parametrize(
+    ("text", "made_up"),
+    [
+        ("you can use chocolate chips, sugar, and eggs", True),
+        ("a team meeting, to discuss work, to plan projects", True),
+        ("yes, the barn is located in a mountainous area, and guests will be walking to it", True),
+        ("it's for my uncle Piet, he sails, keep it under 40 words", False),
+        ("that sounds interesting, but not exactly what I'm looking for", False),
+        ("I'm sorry, I don't understand what you're asking", False),
+        ("I don't know, that doesn't help me much", False),
+        ("hmm, that's too stiff and too long", False),
+        ("the lighthouse with the red roof and the keeper", False),  # the assistant has said so
+        ("", False),
+    ],
+)
+def test_what_is_made_up(text: str, made_up: bool) -> None:
+    talk = asked("Do you want a lighthouse on it, with a red roof and a keeper?")
+    assert invents(text, TASK, talk) == made_up
+
+
+def test_real_answers_read_and_labelled(repo: Path) -> None:
+    """As above. The rule is made to find the worst, not to accuse who says it in other words."""
+    tasks = {task.id: task for task in load_tasks(Tasks(path=str(repo / "recipes/quickstart/tasks.jsonl")))}
+    lines = (repo / "tests/data/user_facts.jsonl").read_text("utf-8").splitlines()
+    turns = [(json.loads(line), tasks[json.loads(line)["task_id"]]) for line in lines]
+    taken = [turn for turn, task in turns if invents(turn["text"], task, asked(turn["reply"], task))]
+    assert sum(turn["agrees"] or not turn["tells"] for turn in taken) <= 1
+    assert sum(turn["tells"] and not turn["agrees"] for turn in taken) >= 6  # of 12

@@ -86,6 +86,12 @@ def test_a_turn_out_of_its_part_stands_unless_redraws_are_asked_for() -> None:
     assert careful.engine.requests == plain.engine.requests
 
 
+def test_what_is_made_up_is_drawn_again_too() -> None:
+    made_up = "it has chocolate chips, sugar and eggs"
+    assert next_message(guarded(made_up, redraws=0)) == Message("user", made_up)
+    assert next_message(guarded(made_up, "for my uncle", redraws=1)) == Message("user", "for my uncle")
+
+
 def test_too_many_turns_out_of_its_part_are_a_failure_and_an_end_is_none() -> None:
     with pytest.raises(Failure, match="fell out of its part: 'How can I"):
         next_message(guarded(*[DRIFTED] * 3, redraws=2))

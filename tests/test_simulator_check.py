@@ -89,6 +89,19 @@ def test_an_early_end_is_one_before_all_was_told() -> None:
     assert early["drift_rule"] is None and early["faithfulness"] is None and early["distinct_1"] is None
 
 
+@pytest.mark.parametrize(
+    "text", ["no, that\u2019s all", "that's it, thanks", "no", "No, thank you!", "I'm done"]
+)
+def test_who_says_that_it_is_over_has_ended(text: str) -> None:
+    said = checked([], [Answer(text, 0.1, None)], done=False)
+    assert said.ends(True, True) == (1, 1) and said.ends(False) == (0, 1)
+
+
+@pytest.mark.parametrize("text", ["no, it is for my aunt", "no sugar", "all of it"])
+def test_who_goes_on_has_not(text: str) -> None:
+    assert checked([], [Answer(text, 0.1, None)], done=False).ends(False) == (1, 1)
+
+
 def test_what_the_first_message_tells_by_words() -> None:
     open_task = Task("o", "a card for my uncle please", TASK.details)
     assert SHARES["leak_words"](Checked("chat", open_task)) == (1, 2)
