@@ -67,11 +67,18 @@ class Turn:
 @dataclass(frozen=True)
 class Answer:
     """What the user says to the interviewer. `tells`: the judge's probability that it tells something;
-    `agrees`: if it does, that this is a detail of the goal."""
+    `agrees`: if it does, that this is a detail of the goal; `words`: whether it has half of the words of
+    a detail (`drift.tells`)."""
 
     text: str
     tells: float
     agrees: float | None
+    words: bool
+
+    @property
+    def faithful(self) -> bool:
+        """What tells something and is a detail of the goal, by the judge or by its words."""
+        return self.tells > 0.5 and (self.words or _sure([self.agrees]) == 1)
 
 
 class Interviewer(Policy):
@@ -119,7 +126,13 @@ class Checked:
         assert self.interview
         said = any(_ENDS.search(answer.text.replace("\u2019", "'")) for answer in self.answers)
         same = (said or self.interview.stop_reason == "user_done") == done
-        return int(same and covered in (None, _sure(self.told) == len(self.told))), 1
+        return int(same and covered in (None, all(self.covered))), 1
+
+    @property
+    def covered(self) -> list[bool]:
+        """By detail: whether the interviewer got to hear it, by the judge or by its words."""
+        said = " ".join([self.task.opening, *(answer.text for answer in self.answers)])
+        return [p > 0.5 or tells(said, d) for p, d in zip(self.told, self.task.details, strict=True)]
 
 
 def _row(rollout: Rollout | None) -> dict[str, Any] | None:
@@ -138,8 +151,9 @@ SHARES: Mapping[str, Callable[[Checked], tuple[int, int]]] = {
     "drift_both": lambda c: (_sure([t.judge for t in c.turns if t.rule]), len(c.turns)),
     "leak_judge": lambda c: (_sure(c.leaked), len(c.leaked)),
     "leak_words": lambda c: (sum(tells(c.task.opening, d) for d in c.task.details), len(c.task.details)),
-    "faithfulness": lambda c: (_sure([a.agrees for a in c.answers]), _sure([a.tells for a in c.answers])),
-    "coverage": lambda c: (_sure(c.told), len(c.told)),
+    "faithful_judge": lambda c: (_sure([a.agrees for a in c.answers]), _sure([a.tells for a in c.answers])),
+    "faithful": lambda c: (sum(a.faithful for a in c.answers), _sure([a.tells for a in c.answers])),
+    "coverage": lambda c: (sum(c.covered), len(c.covered)),
     "ended_covered": lambda c: c.ends(True, True),
     "ended_before": lambda c: c.ends(True, False),
     "never_ended": lambda c: c.ends(False),
@@ -254,7 +268,7 @@ async def check_answer(cast: Cast, task: Task, before: Conversation, text: str) 
     seen = _seen(before)
     remark = await _yes(cast.judge, "remark", seen, text)
     agrees = await _detail(cast, task, seen + Message("user", text)) if remark < 0.5 else None
-    return Answer(text, 1 - remark, agrees)
+    return Answer(text, 1 - remark, agrees, any(tells(text, detail) for detail in task.details))
 
 
 def _seen(before: Conversation) -> Conversation:

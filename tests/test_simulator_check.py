@@ -31,8 +31,8 @@ def turn(rule: bool, judge: float, tokens: int = 4) -> Turn:
     return Turn("x", tokens, rule, judge)
 
 
-def answer(tells: float, agrees: float | None = None) -> Answer:
-    return Answer("x", tells, agrees)
+def answer(tells: float, agrees: float | None = None, words: bool = False, text: str = "x") -> Answer:
+    return Answer(text, tells, agrees, words)
 
 
 def checked(
@@ -49,12 +49,12 @@ def checked(
 
 
 def test_the_figures_worked_out_by_hand() -> None:
-    """Two tasks, of 3 turns and answers and of 1."""
+    """Two tasks, of 3 turns and 4 answers and of 1 and 1."""
     found = figures(
         [
             checked(
                 [turn(True, 0.9), turn(True, 0.1), turn(False, 0.6, tokens=8)],
-                [answer(0.1), answer(0.8, 0.3), answer(0.9, 0.9)],
+                [answer(0.1, words=True), answer(0.8, 0.3), answer(0.9, 0.3, True), answer(0.9, 0.9)],
             ),
             checked([turn(False, 0.5)], [answer(0.9, 0.8)], told=(0.9, 0.5), done=False),
             Checked("transcript", TASK, failure="the simulated user said nothing"),
@@ -70,7 +70,8 @@ def test_the_figures_worked_out_by_hand() -> None:
             "drift_both": 1 / 4,
             "leak_judge": 2 / 4,
             "leak_words": 0,
-            "faithfulness": 2 / 3,
+            "faithful_judge": 2 / 4,
+            "faithful": 3 / 4,
             "coverage": 3 / 4,
             "ended_covered": 1 / 2,
             "ended_before": 0,
@@ -78,7 +79,7 @@ def test_the_figures_worked_out_by_hand() -> None:
             "tokens": 20 / 4,
         }
     )
-    assert (found["turns"], found["answers"], found["conversations"], found["failed"]) == (4, 4, 2, 1)
+    assert (found["turns"], found["answers"], found["conversations"], found["failed"]) == (4, 5, 2, 1)
     assert all(found[name]["low"] <= values[name] <= found[name]["high"] for name in SHARES)
 
 
@@ -86,20 +87,25 @@ def test_an_early_end_is_one_before_all_was_told() -> None:
     early = figures([checked([], told=(0.9, 0.4))], 0, 100)
     ends = [early[name]["value"] for name in ("ended_covered", "ended_before", "never_ended")]
     assert ends == [0, 1, 0]
-    assert early["drift_rule"] is None and early["faithfulness"] is None and early["distinct_1"] is None
+    assert early["drift_rule"] is None and early["faithful"] is None and early["distinct_1"] is None
+
+
+def test_what_the_words_say_is_told_whatever_the_judge_says() -> None:
+    said = checked([], [answer(0.9, 0.1, True, "for my uncle")], told=(0.2, 0.3))
+    assert said.covered == [True, False] and said.ends(True, False) == (1, 1)
 
 
 @pytest.mark.parametrize(
     "text", ["no, that\u2019s all", "that's it, thanks", "no", "No, thank you!", "I'm done"]
 )
 def test_who_says_that_it_is_over_has_ended(text: str) -> None:
-    said = checked([], [Answer(text, 0.1, None)], done=False)
+    said = checked([], [answer(0.1, text=text)], done=False)
     assert said.ends(True, True) == (1, 1) and said.ends(False) == (0, 1)
 
 
 @pytest.mark.parametrize("text", ["no, it is for my aunt", "no sugar", "all of it"])
 def test_who_goes_on_has_not(text: str) -> None:
-    assert checked([], [Answer(text, 0.1, None)], done=False).ends(False) == (1, 1)
+    assert checked([], [answer(0.1, text=text)], done=False).ends(False) == (1, 1)
 
 
 def test_what_the_first_message_tells_by_words() -> None:
@@ -177,7 +183,7 @@ def test_what_is_found_in_a_conversation() -> None:
     assert tells.talk.stop_reason == tells.interview.stop_reason == "user_done"
     text = "for my uncle, he turns sixty"
     assert tells.turns == (Turn(text, 6, False, pytest.approx((0.2 + 1 - 0.9) / 2)),)
-    assert tells.answers == (Answer(text, pytest.approx(0.8), pytest.approx(0.9)),)
+    assert tells.answers == (Answer(text, pytest.approx(0.8), pytest.approx(0.9), True),)
     asked = [m.content for m in tells.interview.conversation if m.role == "assistant"]
     assert len(asked) == 2 and "What is it for" in asked[0] and "What else" in asked[1]
     assert tells.leaked == pytest.approx((0.2, 0.2)) and tells.told == pytest.approx((0.9, 0.9))
@@ -189,7 +195,7 @@ def test_what_is_found_in_a_conversation() -> None:
     found = figures([tells, helps, idles], 0, 100)
     ends = [found[name]["value"] for name in ("ended_covered", "ended_before", "never_ended")]
     assert ends == pytest.approx([1 / 3] * 3)
-    assert found["drift_both"]["value"] == 1 / 4 and found["faithfulness"]["value"] == 1
+    assert found["drift_both"]["value"] == 1 / 4 and found["faithful"]["value"] == 1
     assert found["coverage"]["value"] == 2 / 4 and found["repeated"] == 1 / 4
 
 
