@@ -40,19 +40,26 @@ def main() -> None:
             if "drifted" in row:
                 return {"drifted": (await check_turn(cast, task, before, row["text"])).judge}
             answer = await check_answer(cast, task, before, row["text"])
-            return {"tells": answer.tells, "agrees": answer.agrees or 0.0}
+            return {
+                "tells": answer.tells,
+                "agrees": answer.agrees or 0.0,
+                "agrees, by words": float(answer.words),
+            }
 
         async def check(file: str) -> tuple[list[dict[str, bool]], list[dict[str, float]]]:
             rows = [json.loads(line) for line in (REPO / "tests/data" / file).read_text("utf-8").splitlines()]
             return rows, await asyncio.gather(*(judged(row) for row in rows))
 
-        for file, labels in (("user_turns.jsonl", ["drifted"]), ("user_facts.jsonl", ["tells", "agrees"])):
+        for file, asked in (
+            ("user_turns.jsonl", {"drifted": "drifted"}),
+            ("user_facts.jsonl", {"tells": "tells", "agrees": "agrees", "agrees, by words": "agrees"}),
+        ):
             rows, said = run_together(check(file))
-            for label in labels:
+            for name, label in asked.items():
                 y = np.array([row[label] for row in rows])
-                p = np.array([each[label] for each in said])
+                p = np.array([each[name] for each in said])
                 found, wrong = (p[y] > 0.5).sum(), (p[~y] > 0.5).sum()
-                print(f"{label}: AUC {agreement.auc(p, y):.2f}, {found} of {y.sum()}, ", end="")
+                print(f"{name}: AUC {agreement.auc(p, y):.2f}, {found} of {y.sum()}, ", end="")
                 print(f"and {wrong} of the {(~y).sum()} others", flush=True)
 
 
