@@ -223,7 +223,7 @@ def test_what_the_user_says_outside_a_future_is_recorded_too() -> None:
     options = short(simulate={"exchanges": 3, "futures": 1, "window": 0})
     wide = narrow(options, user=WIDE)
     assert not any(turn.cut for turn in asyncio.run(converse(options, wide, TASK)))
-    tight = narrow(options, user=needs(wide.simulator.engine)[1] - 1)  # the longest comes after the last turn
+    tight = narrow(options, user=needs(wide.simulator.engine)[0] - 1)
     turns = asyncio.run(converse(options, tight, TASK))
     assert [turn.cut for turn in turns] == [{}, {}, {"simulator": 2}]
     assert all(row["cut"] == {"simulator": 2} for row in turns[2].rows())
