@@ -85,6 +85,7 @@ report.charts report.explorer
 report
 stages
 ambiguity
+simulator_figures
 simulator_check
 ablate
 display

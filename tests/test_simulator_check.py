@@ -21,7 +21,8 @@ from minicollab.cli_simulator_check import simulator_check
 from minicollab.engine.scripted import Request, ScriptedEngine
 from minicollab.errors import RecipeError, StageError
 from minicollab.schema import Conversation, Message, Rollout, Task
-from minicollab.simulator_check import SHARES, Answer, Checked, Turn, check_all, diversity, figures
+from minicollab.simulator_check import check_all
+from minicollab.simulator_figures import SHARES, Answer, Checked, Turn, diversity, figures
 
 TASK = Task("t", "a card please", ("it is for my uncle", "he turns sixty"))
 TALK = Conversation((Message("user", TASK.opening), Message("assistant", "For whom?")))
