@@ -2,8 +2,8 @@
 
 A chat model that plays the user falls back into the part it was trained for: it offers help, does the
 task itself, or says the assistant's lines again. The rules are made not to take an ordinary user's
-turn for one of these; a turn that slips through is for the judge to find (`simulator_check`). It also
-makes up wishes when it is asked for more than it has in mind.
+turn for one of these; a turn that slips through is for the judge to find (`simulator_check`). Such
+a model also makes up wishes when it is asked for more than it has in mind.
 """
 
 from __future__ import annotations

@@ -56,16 +56,21 @@ class Played:
 
 
 async def play(recipe: Recipe, cast: Cast, arm: str, task: Task, sample: int) -> Played:
-    """One conversation of `recipe.eval.exchanges` exchanges. Seeds do not depend on the arm."""
-    talk = Conversation() + cast.simulator.open(task)
-    seed = seed_of(recipe.seed, task.id, "eval", sample, "first reply")
+    """One conversation of `recipe.eval.exchanges` exchanges, scored."""
     try:
-        answer, cut = await cast.policy.reply(talk, seed)
-        first = Candidate(0, "plain", answer.text.strip(), answer.stop_reason, cut)
-        rollout = await roll(recipe, cast, task, talk, first, recipe.eval.exchanges - 1, "eval", sample)
+        rollout = await whole(recipe, cast, task, recipe.eval.exchanges, sample)
         return Played(arm, task, sample, rollout, await score(recipe, cast, task, rollout))
     except Failure as failure:
         return Played(arm, task, sample, failure=str(failure))
+
+
+async def whole(recipe: Recipe, cast: Cast, task: Task, exchanges: int, sample: int) -> Rollout:
+    """A conversation from the task's opening on. Seeds do not depend on who the policy is."""
+    opened = Conversation() + cast.simulator.open(task)
+    seed = seed_of(recipe.seed, task.id, "eval", sample, "first reply")
+    answer, cut = await cast.policy.reply(opened, seed)
+    first = Candidate(0, "plain", answer.text.strip(), answer.stop_reason, cut)
+    return await roll(recipe, cast, task, opened, first, exchanges - 1, "eval", sample)
 
 
 async def play_all(

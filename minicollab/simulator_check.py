@@ -19,6 +19,7 @@ from minicollab.cast import Cast, Policy
 from minicollab.drift import assistant_like, tells
 from minicollab.engine.base import Completion, Prompt, choose
 from minicollab.errors import RecipeError
+from minicollab.evaluate import whole
 from minicollab.failures import Failure
 from minicollab.fit import fit
 from minicollab.judge import Judge
@@ -26,11 +27,9 @@ from minicollab.metrics import goal_coverage
 from minicollab.progress import Progress, Watcher, silent
 from minicollab.recipe import Recipe
 from minicollab.recipe import Simulator as Options
-from minicollab.rollout import roll
 from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
-from minicollab.schema import Candidate, Conversation, Cut, Message, Rollout, Task
-from minicollab.seeds import seed_of
+from minicollab.schema import Conversation, Cut, Message, Rollout, Task
 from minicollab.simulator_figures import Answer, Checked, Turn, figures
 from minicollab.tasks import load_tasks
 
@@ -116,7 +115,7 @@ async def check_task(recipe: Recipe, cast: Cast, task: Task) -> Checked:
     interviewer = replace(cast, policy=Interviewer(cast.policy.engine, cast.policy.options))
     try:
         talk, interview = await asyncio.gather(
-            _play(recipe, cast, task, _exchanges(recipe)), _play(recipe, interviewer, task, _ASKED)
+            whole(recipe, cast, task, _exchanges(recipe), 0), whole(recipe, interviewer, task, _ASKED, 0)
         )
         opened = replace(interview, conversation=Conversation(interview.conversation.messages[:1]))
         turns, answers, first, all_of_it = await asyncio.gather(
@@ -129,13 +128,6 @@ async def check_task(recipe: Recipe, cast: Cast, task: Task) -> Checked:
         return Checked(style, task, talk, interview, tuple(turns), tuple(answers), leaked, told)
     except Failure as failure:
         return Checked(style, task, failure=str(failure))
-
-
-async def _play(recipe: Recipe, cast: Cast, task: Task, exchanges: int) -> Rollout:
-    opened = Conversation() + cast.simulator.open(task)
-    answer, cut = await cast.policy.reply(opened, seed_of(recipe.seed, task.id, "eval", 0, "first reply"))
-    first = Candidate(0, "plain", answer.text.strip(), answer.stop_reason, cut)
-    return await roll(recipe, cast, task, opened, first, exchanges - 1, "eval", 0)
 
 
 def _said(rollout: Rollout) -> list[tuple[Conversation, str]]:
