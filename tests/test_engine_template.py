@@ -175,6 +175,11 @@ def test_json_is_laid_out_as_the_template_says() -> None:
     assert ours(source, TALK[:1]) == theirs(source, TALK[:1])
 
 
+@pytest.mark.parametrize("messages", [[], [Message("user", " ")], [Message("user", "")] * 2])
+def test_a_conversation_of_blanks_is_rendered(messages: list[Message]) -> None:
+    assert ChatTemplate("{{ 'begin' }}", "", "").render(messages) == (Segment("begin", control=True),)
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\n\n"])
 def test_an_empty_message_is_empty_for_the_template_too(blank: str) -> None:
     source = "{% for m in messages %}{{ 'none' if not m.content.strip() else m.content }};{% endfor %}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -36,6 +37,13 @@ def _set_strength(context: Any, lora: Any, strength: float) -> None:
 
     adapters = (lc.llama_adapter_lora_p_ctypes * 1)(lora)
     lc.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(strength))
+
+
+def _free(context: Any, weights: Weights) -> None:
+    """`weights` must still be there then: whoever holds this holds them."""
+    import llama_cpp as lc
+
+    lc.llama_free(context)
 
 
 class Batch:
@@ -110,6 +118,8 @@ class Context:
                 f"llama.cpp cannot make a context of {plan.context} tokens for {weights.path.name}",
                 "Lower engine.context in the recipe, or --context.",
             )
+        self.free = finalize(self, _free, self._context, weights)  # or when nobody uses it any more
+        self.free.atexit = False
         self._memory = lc.llama_get_memory(self._context)
         self.batch = Batch(plan.batch)
         self._adapter = set_adapter(weights.model, self._context, adapter) if adapter else None

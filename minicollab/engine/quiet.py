@@ -7,7 +7,7 @@ from collections import deque
 from functools import lru_cache
 from typing import Any
 
-_ERROR = 3  # GGML_LOG_LEVEL_ERROR
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR of ggml.h
 _errors: deque[str] = deque(maxlen=8)
 
 

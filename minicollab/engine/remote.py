@@ -30,7 +30,7 @@ class RemoteEngine:
 
     `fingerprint` is the sha256 of address and model name: what weights the server really holds
     cannot be known, so a server that swaps them under the same name needs another name or cache.
-    Messages travel as JSON data and can never become control text.
+    Messages travel as JSON; whether one that spells a control token becomes one is up to the server.
     """
 
     def __init__(self, name: str, options: recipe.Remote):

@@ -88,11 +88,7 @@ class Sampler:
         return token
 
     def _draw(self, logits: np.ndarray) -> int:
-        if not np.isfinite(logits.max()):  # llama.cpp's samplers would end the process
-            raise StageError(
-                "the model computes no numbers (NaN): its weights, or its adapter's, are broken",
-                "Use another model or adapter, or a lower strength of it.",
-            )
+        _must_be_numbers(logits)  # else llama.cpp's samplers would end the process
         if self._plain and self._greedy:
             return int(logits.argmax())
         likely = None
@@ -147,8 +143,17 @@ def _grammar(vocab: Any, sampling: Sampling) -> Any:
     return grammar
 
 
+def _must_be_numbers(logits: np.ndarray) -> None:
+    if not np.isfinite(logits.max()):
+        raise StageError(
+            "the model computes no numbers (NaN): its weights, or its adapter's, are broken",
+            "Use another model or adapter, or a lower strength of it.",
+        )
+
+
 def log_probabilities(logits: np.ndarray, tokens: list[int]) -> list[float]:
     """Natural logs of the tokens' probabilities, from logits (n_vocab,)."""
+    _must_be_numbers(logits)
     top = logits.max()
     total = float(top) + math.log(np.exp(logits - top).sum(dtype=np.float64))
     return [float(logits[token]) - total for token in tokens]

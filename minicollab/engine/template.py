@@ -151,7 +151,7 @@ class _Slots:
         if {self._owners[n] for n in numbers if n < len(self._owners)} != set(self._owners):
             return []
         parts = [(pieces[0], True)]
-        for n, after, text in zip(numbers, [*numbers[1:], -1], pieces[2::2], strict=True):
+        for n, after, text in zip(numbers, [*numbers[1:], -1][: len(numbers)], pieces[2::2], strict=True):
             parts.append((self._texts[n] if n < len(self._texts) else "", False))
             parts.append((text, not (after == n + 1 and text == self._gaps[n])))
         parts = [p for p in parts if p[0]]

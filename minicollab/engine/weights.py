@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from weakref import WeakValueDictionary, finalize
 
 from minicollab.engine.base import Prompt
 from minicollab.engine.quiet import quiet
@@ -18,10 +19,17 @@ _RSTRIP = 1 << 8  # LLAMA_TOKEN_ATTR_RSTRIP: the token swallows the blanks after
 _BLANKS = " \t\n\v\f\r"
 
 
-@cache
+_loaded: WeakValueDictionary[tuple[object, ...], Weights] = WeakValueDictionary()
+
+
 def load_weights(path: Path, gpu_layers: int) -> Weights:
-    """The weights of this file, loaded once in this process."""
-    return Weights(path, gpu_layers)
+    """The weights of this file as it is now, in memory once, for as long as somebody uses them."""
+    status = path.stat()
+    key = (path, gpu_layers, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    weights = _loaded.get(key)
+    if weights is None:
+        weights = _loaded[key] = Weights(path, gpu_layers)
+    return weights
 
 
 class Weights:
@@ -39,6 +47,13 @@ class Weights:
         self.model = lc.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise ModelError(f"llama.cpp cannot load {path}", "Download or convert the GGUF again.")
+        self.free = finalize(self, lc.llama_model_free, self.model)  # or when nobody uses it any more
+        self.free.atexit = False
+        if lc.llama_model_is_recurrent(self.model) or lc.llama_model_is_hybrid(self.model):
+            raise ModelError(
+                f"{path.name} is a recurrent model: its conversations cannot share what they begin with",
+                "Use a GGUF that has attention alone, such as Qwen2.5, Llama or Gemma.",
+            )
         self.vocab = lc.llama_model_get_vocab(self.model)
         self.n_vocab = lc.llama_vocab_n_tokens(self.vocab)
 
@@ -124,12 +139,6 @@ class Weights:
         room = len(raw) + 8  # some vocabularies put a space in front
         out = (lc.llama_token * room)()
         return list(out[: lc.llama_tokenize(self.vocab, raw, len(raw), out, room, around, special)])
-
-    def free(self) -> None:
-        """Give its memory back; it is of no use any more."""
-        import llama_cpp as lc
-
-        lc.llama_model_free(self.model)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; nothing for a control token."""

@@ -101,8 +101,6 @@ def opened(
     gguf: Path, adapter: Path | None, cells: int, batch: int, sequences: int = 1
 ) -> Iterator[tuple[Weights, Context]]:
     """A GGUF in llama.cpp, freed at the end; on the CPU, to need no GPU memory."""
-    import llama_cpp as lc
-
     from minicollab.engine.context import Context
     from minicollab.engine.sizing import Plan, cores
     from minicollab.engine.weights import Weights
@@ -114,7 +112,7 @@ def opened(
         try:
             yield weights, context
         finally:
-            lc.llama_free(context._context)
+            context.free()
     finally:
         weights.free()
 
