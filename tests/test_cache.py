@@ -132,6 +132,21 @@ def test_values_survive_and_the_folder_is_private(tmp_path: Path) -> None:
     assert {path.name.partition("-")[0] for path in folder.iterdir()} == {"cache.db", "opening.lock"}
 
 
+def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)
+    Store(tmp_path).close()
+    assert tmp_path.stat().st_mode & 0o7777 == 0o2775
+
+
+def test_the_order_of_a_schema_is_part_of_the_request(tmp_path: Path) -> None:
+    engine = ScriptedEngine(["reason first", "score first"])
+    cached = CachedEngine(engine, Store(tmp_path / "c"))
+    kinds = {"reason": {"type": "string"}, "score": {"type": "integer"}}
+    for order, text in ((kinds, "reason first"), (dict(reversed(kinds.items())), "score first")):
+        how = Sampling(max_tokens=9, seed=1, json_schema={"type": "object", "properties": order})
+        assert asyncio.run(cached.generate(engine.plain("judge"), how)).text == text
+
+
 def test_what_an_engine_finishes_in_one_step_is_written_at_once(tmp_path: Path) -> None:
     store, other = Store(tmp_path / "c"), Store(tmp_path / "c")
 

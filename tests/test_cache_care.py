@@ -211,6 +211,25 @@ def test_rows_in_the_log_are_saved_where_the_header_is_gone(tmp_path: Path) -> N
         assert len(found) == number and found.items() <= (known | more).items()
 
 
+def test_repaired_rows_are_in_the_database_and_not_in_its_log(tmp_path: Path) -> None:
+    """Where the disk is nearly full SQLite leaves them in the log without a word when it closes; so
+    it does where somebody else looks at the new database."""
+    known, lookers = rows(400), []
+    fill(tmp_path, known).close()
+    overwrite(tmp_path, 30 * PAGE, bytes(PAGE))
+
+    def look(*_: Any) -> None:
+        fresh = tmp_path / "salvaged" / DATABASE
+        if fresh.exists() and not lookers:
+            lookers.append(sqlite3.connect(fresh))
+            lookers[0].execute("SELECT count(*) FROM Cache").fetchone()
+
+    report = care.verify(tmp_path, repair=True, progress=look)
+    assert lookers and report["rows"] > 380
+    assert len(sound(tmp_path)) == report["rows"] and care.verify(tmp_path)["damage"] == ""
+    lookers[0].close()
+
+
 def test_rows_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     fill(tmp_path, rows(400)).close()
     at = (tmp_path / DATABASE).read_bytes().index(b"answer 200:") // PAGE * PAGE

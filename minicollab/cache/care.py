@@ -117,6 +117,7 @@ def _rebuild(folder: Path, progress: Progress) -> tuple[int, Path]:
         Store(fresh).close()
         with connected(fresh, "rw") as rows:
             number = insert(rows, salvage(old, progress))
+            rows.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # here a full disk is an error, at the end not
         os.replace(fresh / DATABASE, new)
         os.link(old, damaged)
         with suppress(FileNotFoundError):  # left there it would be taken for the new one's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -34,7 +35,9 @@ class CachedEngine:
         async def ask() -> dict[str, Any]:
             return asdict(await self._engine.generate(prompt, sampling))
 
-        request = self._request(prompt, asdict(sampling))
+        # As text: the order of a schema's properties is that of the answer's.
+        how = asdict(sampling) | {"json_schema": sampling.json_schema and json.dumps(sampling.json_schema)}
+        request = self._request(prompt, how)
         known = await self._store.answer("generate", request, ask, tokens=lambda answer: answer["tokens"])
         logprobs = known.get("logprobs")
         return Completion(**known | {"logprobs": tuple(logprobs) if logprobs is not None else None})

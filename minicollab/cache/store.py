@@ -59,7 +59,6 @@ class Store:
         self._work = _SharedTime()
         with self._explained():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
             with FileLock(folder / OPENING, mode=0o600):  # SQLite may fail where two create it at once
                 self._rows = diskcache.Cache(
                     str(folder),
