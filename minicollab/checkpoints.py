@@ -38,6 +38,12 @@ def seal(checkpoint: Path) -> None:
             remove(other)
 
 
+def weights_state(base: Path) -> list[list[Any]]:
+    """Of the files of weights in a folder: whether they are the ones of before. Nothing of a hub's name."""
+    found = ((path, path.stat()) for path in sorted(base.glob("*.safetensors")))
+    return [[path.name, state.st_size, state.st_mtime_ns] for path, state in found]
+
+
 def step(checkpoint: Path) -> int:
     """After how many optimizer steps it was written."""
     return int(checkpoint.name.rpartition("-")[2])

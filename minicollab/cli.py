@@ -128,7 +128,6 @@ def run_command(
     as_json: bool,
 ) -> None:
     """All stages of RECIPE in order. What is done already is not done again."""
-    from minicollab.gguf.export import check_kinds
     from minicollab.roles import gguf
     from minicollab.stages import is_unchanged
 
@@ -136,7 +135,6 @@ def run_command(
     with Run.open(recipe, "run", out, overrides) as run:
         weightless = until == "simulate" or (until == "train" and run.recipe.models.train_base)
         if not weightless:  # what would stop the run after hours: a policy without weights is
-            check_kinds(run.recipe.export.kinds)
             with display("run", events) as progress:
                 gguf(run, "policy", progress)
         for stage in STAGES[: STAGES.index(until) + 1]:

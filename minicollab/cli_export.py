@@ -100,7 +100,7 @@ def _options(quant: str | None, scale: float | None, adapter_only: bool, merged_
         kinds = [kind.strip() for kind in quant.split(",") if kind.strip()]
         if not kinds:
             raise RecipeError("--quant names no quantization", "Write it as --quant q4_k_m,q8_0.")
-        options["quantization"] = kinds
+        options |= {"quantization": kinds, "only": None}  # whatever an earlier call left out
     if scale is not None:
         options["scale"] = scale
     if adapter_only or merged_only:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from minicollab.engine.sizing import GIB
 from minicollab.errors import MinicollabError
 from minicollab.exporting import dequantized_folders
-from minicollab.gguf.export import check_kinds
 from minicollab.loading import load_recipe, recipe_at
 from minicollab.models import SMOLLM2, describe, resolve, user_cache
 from minicollab.needs.lengths import Lengths, lengths
@@ -144,7 +143,6 @@ def check_recipe(path: Path, machine: Machine, overrides: Sequence[str] = ()) ->
     into memory and disk and how long it takes. Raises RecipeError if it cannot be read."""
     recipe = recipe_at(path, overrides)
     try:
-        check_kinds(recipe.export.kinds)
         supplies = needed(recipe)
         lines = [_supplied(supply, path) for supply in supplies]
         patient = examine(recipe, supplies, path if path.is_dir() else Path("runs") / recipe.name)
@@ -208,11 +206,13 @@ def _supplied(supply: Supply, recipe: Path) -> Line:
 
 
 def _fit(patient: Patient, machine: Machine) -> Iterator[Line]:
-    free = {"ram": machine.ram.free, "vram": sum(card.free for card in machine.cards)}
+    cards = [card.free for card in machine.cards]
     for need in patient.needs(machine):
-        yield _compared(need.stage, "RAM", need.total("ram"), free["ram"], need.stage == "train" and patient)
-        if need.vram:
-            yield _compared(need.stage, "VRAM", need.total("vram"), free["vram"])
+        ram = machine.ram.free
+        yield _compared(need.stage, "RAM", need.total("ram"), ram, need.stage == "train" and patient)
+        if need.vram:  # llama.cpp spreads a model over all cards, Unsloth trains on one
+            vram = max(cards) if need.stage == "train" else sum(cards)
+            yield _compared(need.stage, "VRAM", need.total("vram"), vram)
         written = sum(need.disk.values())
         left = min(disk_free(user_cache()), disk_free(Path("runs").resolve()))
         if written > left:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from minicollab.files import aside
 from minicollab.labelled import conversations
 from minicollab.models import resolve, user_cache
 from minicollab.progress import Progress, silent
+from minicollab.quantization import model_name
 from minicollab.recipe import Export
 from minicollab.run import Result, Run, peak_memory
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 _CHATS = 10  # conversations on which an export is compared with torch
 _CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter/adapter_model.safetensors"
 # Of a recipe, what has no part in what the model becomes.
 _NOT_THE_MODEL = {"name", "export", "eval", "engine", "remote", "sandbox", "cache"}
 
@@ -32,16 +36,20 @@ def export_run(run: Run, pairs: Sequence[Result], hf_base: Callable[[], Path], p
     from minicollab.gguf.export import Order, export
 
     options = run.recipe.export
+    trained = run.journal()["stages"].get("train", {}).get("result", {})  # some may have been too long
     order = Order(
         run.need("adapter", "train"),
         roles.gguf(run, "policy", progress),
-        origin(run, len(pairs)),
+        origin(run, trained.get("pairs", len(pairs))),
         options.kinds,
         options.scale,
         options.only,
     )
     chats = [[*row["prompt"], *row["chosen"]] for row in pairs]
     made = export(order, hf_base, run / "export", _enough(chats), progress)
+    if "model" in made:
+        add_known_evaluation(run)
+    made["adapter_sha256"] = file_fingerprint(run / _WEIGHTS, run.store)
     return made | {key: f"export/{made[key]}" for key in ("adapter", "model") if key in made}
 
 
@@ -59,11 +67,10 @@ def export_adapter(
     that GGUF dequantized. Returns what `gguf.export.export` does, the folder `out` and the peak
     memory in MB. Raises ModelError if `adapter` is no PEFT adapter.
     """
-    from minicollab.gguf.export import Order, check_kinds, export
+    from minicollab.gguf.export import Order, export
     from minicollab.gguf.origin import Origin
 
     options = options or Export()
-    check_kinds(options.kinds)
     adapter = adapter.resolve()
     if not (adapter / _CONFIG).is_file():
         raise ModelError(
@@ -83,11 +90,16 @@ def export_adapter(
 
 
 def dequantized(gguf: Path, memory: Memory | None, progress: Progress) -> Path:
-    """The GGUF as a Hugging Face folder in the person's cache, made when it is not there."""
+    """The GGUF as a Hugging Face folder in the person's cache, made when it is not there, by one
+    process at a time."""
+    from filelock import FileLock
+
     from minicollab.gguf.dequantize import dequantize_to_hf
 
     folder = dequantized_folders() / f"{gguf.stem}-{file_fingerprint(gguf, memory)[:12]}"
-    return dequantize_to_hf(gguf, folder, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        return dequantize_to_hf(gguf, folder, progress)
 
 
 def dequantized_folders() -> Path:
@@ -97,13 +109,10 @@ def dequantized_folders() -> Path:
 
 def inputs(run: Run, progress: Progress) -> Result:
     """What the export of a run depends on."""
-    from minicollab.gguf.export import check_kinds
-
     options = run.recipe.export
-    check_kinds(options.kinds)
     base = file_fingerprint(roles.gguf(run, "policy", progress), run.store)
-    run.need("adapter/adapter_model.safetensors", "train")
-    names = ("adapter/adapter_model.safetensors", f"adapter/{_CONFIG}")
+    run.need(_WEIGHTS, "train")
+    names = (_WEIGHTS, f"adapter/{_CONFIG}")
     adapter = {name: file_fingerprint(run / name, run.store) for name in names if (run / name).is_file()}
     return {"base": base, "options": options.model_dump(), "adapter": adapter, "from": asdict(origin(run))}
 
@@ -112,29 +121,39 @@ def outputs(run: Run) -> list[str]:
     only = run.recipe.export.only
     files = ["MODEL_CARD.md", "HOWTO.md"]
     files += [] if only == "merged" else ["adapter.gguf"]
-    files += [] if only == "adapter" else ["Modelfile", *map(_model_name, run.recipe.export.kinds)]
+    files += [] if only == "adapter" else ["Modelfile", *map(model_name, run.recipe.export.kinds)]
     return [f"export/{name}" for name in files]
 
 
 def model_file(run: Run) -> Path:
     """Where the merged model lies; of several, the first."""
-    return run / "export" / _model_name(run.recipe.export.kinds[0])
+    return run / "export" / model_name(run.recipe.export.kinds[0])
 
 
 def trained(run: Run) -> Path:
-    """The merged model. RunError if the run has none, with what to type."""
+    """The merged model. RunError if the run has none, or has been trained anew since, with what to
+    type."""
     if run.recipe.export.only == "adapter":
         raise RunError(
             f"{run.folder.name} has exported its adapter alone, and this needs the merged model",
             f"Run: minicollab export {run.folder} --set export.only=null",
         )
-    return run.need(f"export/{model_file(run).name}", "export")
+    model = run.need(f"export/{model_file(run).name}", "export")
+    exported = run.journal()["stages"].get("export", {}).get("result", {}).get("adapter_sha256")
+    if exported and (run / _WEIGHTS).is_file() and exported != file_fingerprint(run / _WEIGHTS, run.store):
+        raise RunError(
+            f"{run.folder.name} has been trained anew since {model.name} was exported",
+            f"Run: minicollab export {run.folder}",
+        )
+    return model
 
 
-def _model_name(kind: str) -> str:
-    from minicollab.gguf.export import model_name
-
-    return model_name(kind)
+def add_known_evaluation(run: Run) -> None:
+    """The last one, if it was of this very model: a quantization has been added."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads((run / "eval.json").read_text("utf-8"))
+        if known["model_sha256"] == file_fingerprint(model_file(run), run.store):
+            add_evaluation(run, known)
 
 
 def add_evaluation(run: Run, evaluation: Mapping[str, Any]) -> None:

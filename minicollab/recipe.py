@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from minicollab.quantization import check_kinds
 
 HUB = "hf:"  # what a name on the Hugging Face hub begins with
 METRICS = (
@@ -189,8 +191,12 @@ class Export(Section):
     @property
     def kinds(self) -> tuple[str, ...]:
         """The quantizations, in lower case, each once."""
-        named = [self.quantization] if isinstance(self.quantization, str) else self.quantization
-        return tuple(dict.fromkeys(kind.lower() for kind in named))
+        return check_kinds([self.quantization] if isinstance(self.quantization, str) else self.quantization)
+
+    @model_validator(mode="after")
+    def _known(self) -> Export:
+        _ = self.kinds  # ModelError
+        return self
 
 
 class Eval(Section):

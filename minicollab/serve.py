@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,15 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+class _Given:
+    """Settings that come from here alone, and not from variables that happen to be called SEED or
+    API_KEY, too."""
+
+    @classmethod
+    def settings_customise_sources(cls, _: type, init_settings: Any, **others: Any) -> tuple[Any, ...]:
+        return (init_settings,)
+
+
 @contextmanager
 def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
     """The server's ASGI application while the model is in memory, one in a process; `context` in
@@ -72,7 +82,12 @@ def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
     from llama_cpp.server import app as server
     from llama_cpp.server.settings import ModelSettings, ServerSettings
 
-    model = ModelSettings(
+    class Model(_Given, ModelSettings): ...
+
+    class Settings(_Given, ServerSettings): ...
+
+    os.environ.pop("CONFIG_FILE", None)
+    model = Model(
         model=str(gguf),
         model_alias=name,
         n_gpu_layers=-1,
@@ -84,7 +99,7 @@ def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
         verbose=False,
     )
     # By default a second request breaks off the first one's stream.
-    settings = ServerSettings(interrupt_requests=False)
+    settings = Settings(interrupt_requests=False)
     try:
         app = server.create_app(server_settings=settings, model_settings=[model])
     except (ValueError, RuntimeError) as error:

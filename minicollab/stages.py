@@ -168,7 +168,7 @@ def evaluate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
         raise StageError(
             f"no held-out task could be scored: {'; '.join(reasons[:3])}", "Use a larger judge model."
         )
-    result["verdict"] = verdict(result)
+    result |= {"verdict": verdict(result), "model_sha256": file_fingerprint(trained, run.store)}
     run.write_json("eval.json", result)
     exporting.add_evaluation(run, result)
     return result
@@ -224,7 +224,11 @@ def _files(run: Run, *names: str) -> dict[str, str]:
 def _train_inputs(run: Run, progress: Progress) -> Result:
     run.need("pairs.jsonl", "simulate")
     models = run.recipe.models
-    base = models.train_base or file_fingerprint(roles.gguf(run, "policy", progress), run.store)
+    if models.train_base and (folder := Path(models.train_base)).is_dir():
+        files = (path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors"))
+        base: Any = {path.name: file_fingerprint(path, run.store) for path in files}
+    else:
+        base = models.train_base or file_fingerprint(roles.gguf(run, "policy", progress), run.store)
     options = run.recipe.train.model_dump()
     return {"base": base, "options": options, "seed": run.recipe.seed} | _files(run, "pairs.jsonl")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minicollab.cache.keys import content_hash
-from minicollab.checkpoints import claim, seal, step
+from minicollab.checkpoints import claim, seal, step, weights_state
 from minicollab.errors import MinicollabError, ModelError, RunError, StageError
 from minicollab.files import aside, need_space, remove
 from minicollab.models import user_cache
@@ -42,7 +42,7 @@ def train(
     start = time.monotonic()
     rows = read_pairs(pairs)
     checkpoints = out / "checkpoints"
-    fingerprint = content_hash([rows, base, options.model_dump(), seed])
+    fingerprint = content_hash([rows, base, weights_state(Path(base)), options.model_dump(), seed])
     resumed = claim(checkpoints, fingerprint)
     with no_logs(), _explained(checkpoints):
         progress("load the model", 0, 1)

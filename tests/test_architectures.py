@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minicollab import quantization
 from minicollab.errors import MinicollabError, ModelError, StageError
 from minicollab.gguf import dequantize, files, merge
 from minicollab.gguf.adapter import adapter_to_gguf
@@ -207,9 +208,9 @@ def test_llama3s_factors_are_told_from_others(tmp_path: Path, monkeypatch: pytes
 
 
 def test_kinds_that_need_a_matrix_are_named_so() -> None:
-    assert merge.check_kind("IQ3_M") == "iq3_m"
+    assert quantization.check_kind("IQ3_M") == "iq3_m"
     with pytest.raises(ModelError, match="iq2_xs needs an importance matrix"):
-        merge.check_kind("IQ2_XS")
+        quantization.check_kind("IQ2_XS")
 
 
 def _torch_logits(folder: Path, adapter: Path | None = None) -> np.ndarray:
@@ -285,8 +286,8 @@ def test_the_kinds_are_those_that_llama_cpp_makes(tmp_path: Path, monkeypatch: p
             return False
 
     # mxfp4_moe is for mixtures of experts: of a model without them it makes Q8_0.
-    assert {kind for kind in known if is_made(kind)} == {*merge.KINDS, "mxfp4_moe"}
-    assert set(known) - {*merge.KINDS, *merge._NEED_A_MATRIX} == {"nvfp4", "mxfp4_moe"}
+    assert {kind for kind in known if is_made(kind)} == {*quantization.KINDS, "mxfp4_moe"}
+    assert set(known) - {*quantization.KINDS, *quantization.NEED_A_MATRIX} == {"nvfp4", "mxfp4_moe"}
 
 
 def _llama_cpp() -> Path:

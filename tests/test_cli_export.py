@@ -9,8 +9,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from minicollab.cache.keys import file_fingerprint
 from minicollab.cli import main
-from minicollab.exporting import inputs, model_file, origin, outputs, trained
+from minicollab.errors import RunError
+from minicollab.exporting import add_known_evaluation, inputs, model_file, origin, outputs, trained
 from minicollab.loading import load_recipe
 from minicollab.run import STAGES, Run
 from minicollab.summaries import exported
@@ -103,7 +105,11 @@ def test_of_a_run_the_options_are_keys_of_its_recipe(small: Path) -> None:  # no
     kept = yaml.safe_load((small.parent / "runs/small/recipe.yaml").read_text("utf-8"))
     assert kept["export"] == {"quantization": ["Q8_0", "f16"], "scale": 0.5, "only": "merged"}
     assert kept["seed"] == 5
+    refused("export", small, "--quant", "q8_0")  # an order of its own: both kinds of files again
+    kept = (small.parent / "runs/small/recipe.yaml").read_text("utf-8")
+    assert "only" not in yaml.safe_load(kept)["export"]
     assert "'q9'" in refused("export", small, "--quant", "q9")
+    assert (small.parent / "runs/small/recipe.yaml").read_text("utf-8") == kept
 
 
 def test_what_a_run_promises_and_depends_on(small: Path) -> None:  # noqa: F811
@@ -128,6 +134,33 @@ def test_what_a_run_promises_and_depends_on(small: Path) -> None:  # noqa: F811
         "from": asked[0]["from"]
     }
     assert len({json.dumps(a) for a in asked}) == 3
+
+
+def test_a_model_of_an_earlier_training_is_not_taken_for_the_run_s(small: Path) -> None:  # noqa: F811
+    run = Run(small.parent / "run", load_recipe(small))
+    for name, content in (("export/model-q4_k_m.gguf", b"m"), ("adapter/adapter_model.safetensors", b"one")):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_bytes(content)
+    result = {"adapter_sha256": file_fingerprint(run / "adapter/adapter_model.safetensors")}
+    run.record("export", {"inputs": "", "result": result})
+    assert trained(run) == run / "export/model-q4_k_m.gguf"
+    (run / "adapter/adapter_model.safetensors").write_bytes(b"two")
+    with pytest.raises(RunError, match=r"trained anew since .* Run: minicollab export"):
+        trained(run)
+
+
+def test_another_quantization_keeps_the_evaluation_of_the_first(small: Path) -> None:  # noqa: F811
+    run = Run(small.parent / "run", load_recipe(small))
+    (run / "export").mkdir(parents=True)
+    model, card = run / "export/model-q4_k_m.gguf", run / "export/MODEL_CARD.md"
+    model.write_bytes(b"model")
+    row = {"mr": 0.5}
+    known = {"arms": {"base": row, "trained": row}, "differences": {}, "verdict": "As good."}
+    for of, kept in ((file_fingerprint(model), True), ("another", False), (None, False)):
+        run.write_json("eval.json", known | ({"model_sha256": of} if of else {}))
+        card.write_text("# A model\n\n## Compared with the base\n\nNot evaluated yet\n")
+        add_known_evaluation(run)
+        assert ("As good." in card.read_text()) == kept
 
 
 def test_the_recipes_hash_is_the_same_in_another_folder(small: Path) -> None:  # noqa: F811

@@ -29,6 +29,7 @@ from minicollab.needs.machine import Card, Machine
 from minicollab.needs.memory import Need, needs
 from minicollab.needs.models import _KNOWN, Model, known, read
 from minicollab.needs.supplies import needed
+from minicollab.recipe import Export
 from tests.tiny_gguf import CONTEXT, FFN, HEADS, LAYERS, WIDTH, tiny
 
 REPO = Path(__file__).resolve().parents[1]
@@ -179,10 +180,11 @@ def test_what_was_measured_here_is_said_instead_of_an_estimate() -> None:
     patient = doctor.bundled(QUICKSTART)
     assert patient
 
-    def entry(seconds: float, hits: int, misses: int) -> dict[str, Any]:
-        return {"computed": {"seconds": seconds, "cache_hits": hits, "cache_misses": misses}}
+    def entry(seconds: float, hits: int, misses: int, **result: int) -> dict[str, Any]:
+        computed = {"seconds": seconds, "cache_hits": hits, "cache_misses": misses}
+        return {"computed": computed, "result": result}
 
-    journal = {
+    journal: dict[str, Any] = {
         "stages": {"train": entry(191.8, 0, 0), "simulate": entry(3.3, 3508, 0), "eval": entry(9, 1, 1)}
     }
     found = times.times(
@@ -190,6 +192,34 @@ def test_what_was_measured_here_is_said_instead_of_an_estimate() -> None:
     )
     assert found["train"] == times.Time(191.8, here=True) and found["eval"] == times.Time(9, here=True)
     assert not found["simulate"].here and found["simulate"].seconds > 100  # it was only replayed
+    journal["stages"]["train"] = entry(7.5, 0, 0, resumed_from=60)
+    found = times.times(
+        recipe, patient.policy, patient.judge, NO_CARD, patient.lengths, patient.tasks, journal
+    )
+    assert not found["train"].here
+
+
+def test_training_is_compared_with_one_card_and_playing_with_all() -> None:
+    one = bench.reference(8)
+    two = replace(one, cards=one.cards * 2)
+    path = REPO / "recipes/cards/16gb-qwen2.5-7b.yaml"
+    for where in (one, two):
+        lines = {line.what: line for line in check_recipe(path, where)}
+        assert lines["train: VRAM"].status == "fail"
+
+
+def test_an_export_writes_what_it_is_asked_for() -> None:
+    patient = doctor.bundled(QUICKSTART)
+    assert patient and patient.policy
+
+    def written(**options: Any) -> int:
+        recipe = patient.recipe.model_copy(update={"export": Export(**options)})
+        (need,) = [need for need in replace(patient, recipe=recipe).needs(NO_CARD) if need.stage == "export"]
+        return need.total("disk")
+
+    numbers = patient.policy.shape.parameters
+    assert written(only="adapter") == 0 and written(quantization="f16") == 2 * numbers
+    assert 2 * numbers < written(quantization="iq3_m") < 3 * numbers
 
 
 # The machine

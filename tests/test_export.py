@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,19 @@ import yaml
 from minicollab.errors import ModelError, RunError, StageError
 from minicollab.gguf import apps, chats, export, verify
 from minicollab.gguf.adapter import adapter_to_gguf
-from minicollab.gguf.export import Order, model_name, room
+from minicollab.gguf.export import Order
 from minicollab.gguf.files import read_gguf, value
 from minicollab.gguf.logits import Talk, llama_logits, mean_kl, perplexity
-from minicollab.gguf.merge import KINDS, merge
+from minicollab.gguf.merge import merge
 from minicollab.gguf.origin import Origin
+from minicollab.quantization import KINDS, model_name, room
 from minicollab.recipe import Export
 from tests.tiny_gguf import FAMILIES, FFN, HEADS, LAYERS, WIDTH, write_tiny
 
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
+
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 RANK = 4
 SHAPES = {
@@ -183,6 +187,52 @@ def test_the_merged_file_says_where_it_comes_from(order: Order, tmp_path: Path) 
     assert value(made, "minicollab.adapter_scale") == "0.5"
     assert "71 preference pairs from 36 tasks of" in value(made, "general.description")
     assert value(read_gguf(tmp_path / "out/adapter.gguf"), "adapter.lora.alpha") == 4
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_model_trained_not_to_think_is_told_so_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = "assistant\n' }}"
+    thinks = "{%- if not enable_thinking | default(true) %}{{- '<think>' }}{% endif %}"
+    thinking = FAMILIES["chatml"].template.replace(opened, opened + thinks)
+    assert thinks in thinking
+    monkeypatch.setitem(FAMILIES, "thinking", replace(FAMILIES["chatml"], template=thinking))
+    base = write_tiny(tmp_path / "base.gguf", "thinking")
+    order = Order(peft_folder(tmp_path / "peft"), base, ORIGIN, ("q8_0",))
+    elsewhere = replace(order, origin=Origin("theirs"))
+    for name, asked, told in (
+        ("ours", order, "{%- set enable_thinking = false %}"),
+        ("theirs", elsewhere, ""),
+    ):
+        export.export(asked, lambda: tmp_path, tmp_path / name, CHATS)
+        made = tmp_path / name / "model-q8_0.gguf"
+        assert value(read_gguf(made), "tokenizer.chat_template") == told + thinking
+        assert verify.differing_keys(base, made) == {}
+        formatter = Jinja2ChatFormatter(told + thinking, eos_token="", bos_token="")
+        assert formatter(messages=CHATS[0][:1]).prompt.endswith("<think>") == (name == "ours")
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_stopped_export_leaves_no_file_unnamed(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, moved = tmp_path / "out", []
+    export.export(replace(order, kinds=("q8_0", "f16")), lambda: tmp_path, out, CHATS)
+
+    def stop(source: Path, target: Path) -> None:
+        if target.parent == out and target.suffix == ".gguf":
+            moved.append(target)
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        export.export(order, lambda: tmp_path, out, CHATS)
+    report = json.loads((out / "verification.json").read_text())
+    assert moved and not report["ok"] and "export again" in report["failures"][0]
+    export.export(order, lambda: tmp_path, out, CHATS)
+    assert {path.name for path in out.glob("*.gguf")} == {"adapter.gguf", "model-q8_0.gguf"}
 
 
 @pytest.mark.usefixtures("checked")

@@ -13,7 +13,7 @@ ROOT = Path(minicollab.__file__).parent
 ORDER = """
 minicollab
 errors schema progress seeds silence markdown
-failures running
+failures running quantization
 recipe
 loading
 files prompts

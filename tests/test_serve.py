@@ -65,6 +65,23 @@ def test_a_chat_is_asked_in_the_models_own_template(family: str, monkeypatch: py
 
 
 @installed
+def test_variables_that_mean_other_things_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    odd = {
+        "API_KEY": "sesame",
+        "SEED": "abc",
+        "CACHE": str(tmp_path),
+        "CONFIG_FILE": "none.json",
+        "PORT": "x",
+    }
+    for name, value in odd.items():
+        monkeypatch.setenv(name, value)
+    with model("chatml") as llama:
+        assert llama.create_completion("a", max_tokens=1)
+
+
+@installed
 def test_the_reply_stops_at_the_models_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 3 ends a turn with another token than a text (eos)."""
     vocabulary = load_weights(tiny("llama3"), -1)

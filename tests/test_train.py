@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from minicollab import train as training
-from minicollab.checkpoints import claim, seal
+from minicollab.checkpoints import claim, seal, weights_state
 from minicollab.errors import MinicollabError, RunError, StageError, TaskError
 from minicollab.recipe import Train
 from tests.test_cache import Bomb
@@ -79,6 +80,15 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(RunError, match="line 2"):
         training.read_pairs(path)
+
+
+def test_a_base_whose_weights_were_replaced_is_another(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = weights_state(tmp_path)
+    assert before == weights_state(tmp_path) and weights_state(tmp_path / "owner/name") == []
+    weights.write_bytes(b"other")
+    assert weights_state(tmp_path) != before
 
 
 def test_no_pairs_and_no_file(tmp_path: Path) -> None:
@@ -268,3 +278,22 @@ def test_only_too_long_pairs(base: str, tmp_path: Path) -> None:
     with pytest.raises(MinicollabError, match="no preference pairs") as caught:
         training.train(pairs, base, tmp_path, OPTIONS.model_copy(update={"max_length": 16}), 1)
     assert "train.max_length" in caught.value.remedy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["llama3", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"])
+def test_every_family_is_trained_in_all_its_linear_layers(case: str, tmp_path: Path) -> None:
+    """Unsloth takes the families apart in other ways, and some linear layers have other names."""
+    from safetensors import safe_open
+    from tiny_archs import CASES, write_case
+
+    from minicollab.gguf.dequantize import dequantize_to_hf
+
+    base = dequantize_to_hf(write_case(tmp_path / "base.gguf", case), tmp_path / "hf")
+    pairs = write(tmp_path / "pairs.jsonl", [row(0, "you and he", "the"), row(1, "to", "in the")])
+    trained = training.train(pairs, str(base), tmp_path, OPTIONS, 1)
+    assert trained["pairs"] == 2 and trained["loss"][0][1] == pytest.approx(math.log(2), abs=0.02)
+    with safe_open(tmp_path / "adapter/adapter_model.safetensors", "np") as file:
+        found = {name.partition("layers.")[2].rpartition(".lora_")[0] for name in file.keys()}  # noqa: SIM118
+    made = CASES[case]
+    assert found == {f"{layer}.{module}" for layer in range(made.layers) for module in made.modules}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicollab.gguf.logits import compute, opened
+from minicollab.prompts import TEMPLATE, as_trained
 
 if TYPE_CHECKING:
     from minicollab.engine.weights import Weights
@@ -27,8 +28,9 @@ def template_faults(gguf: Path, tokenizer: Any, chats: Sequence[Sequence[dict[st
     with opened(gguf, None, cells=1, batch=1) as (weights, _):
         template = weights.template
         render = Jinja2ChatFormatter(template.source, eos_token=template.eos, bos_token=template.bos)
+        told = TEMPLATE if template.source == as_trained(tokenizer.chat_template) else {}
         for chat in chats:
-            theirs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            theirs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **told)
             ours = render(messages=list(chat)).prompt
             if ours != theirs:
                 return [f"tokenizer.chat_template: renders {_apart(ours, theirs)}"]

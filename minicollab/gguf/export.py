@@ -14,13 +14,16 @@ from minicollab.errors import StageError
 from minicollab.files import aside, need_space, remove, scratch, sync
 from minicollab.gguf import apps
 from minicollab.gguf.adapter import adapter_to_gguf
-from minicollab.gguf.files import parameters, read_gguf
-from minicollab.gguf.merge import check_kind, merge, quantize
+from minicollab.gguf.files import parameters, read_gguf, value
+from minicollab.gguf.merge import merge, quantize
 from minicollab.gguf.origin import Base, Origin, metadata
-from minicollab.gguf.verify import Chat, verify
+from minicollab.gguf.verify import TEMPLATE_KEY, Chat, verify
 from minicollab.progress import Progress, silent
+from minicollab.prompts import as_trained
+from minicollab.quantization import check_kinds, model_name, room
 
 REPORT, FAILED = "verification.json", "verification-failed.json"
+_STOPPED = "the export was stopped while it put its files in place: export again"
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,6 @@ class Order:
     def merged(self) -> tuple[str, ...]:
         """The quantizations that will be written."""
         return () if self.only == "adapter" else self.kinds
-
-
-def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """In lower case, each once. Raises ModelError, which names the known ones."""
-    return tuple(dict.fromkeys(check_kind(kind) for kind in kinds))
-
-
-def model_name(kind: str) -> str:
-    return f"model-{kind.lower()}.gguf"
 
 
 def export(
@@ -90,14 +84,6 @@ def export(
     return made
 
 
-def room(numbers: int, kinds: Sequence[str]) -> int:
-    """Bytes that merging a model of so many numbers needs: F16, and every kind beside it. At most
-    two and a half bits more than a kind is called by: some tensors are kept finer."""
-    bits = {kind: min(8.5, int(next(filter(str.isdigit, kind))) + 2.5) for kind in kinds}
-    bits |= {kind: 16.0 for kind in (*kinds, "f16") if kinds and kind in ("f16", "bf16")}
-    return round(numbers * sum(bits.values()) / 8)
-
-
 def _merged(
     order: Order, kinds: Sequence[str], base: Base, adapter: Path, work: Path, progress: Progress
 ) -> dict[str, Path]:
@@ -106,6 +92,8 @@ def _merged(
         return {}
     f16 = (work / "kept" if "f16" in kinds else work) / model_name("f16")
     told = metadata(order.origin, base, order.scale)
+    if order.origin.recipe and (template := value(read_gguf(order.base), TEMPLATE_KEY)):
+        told[TEMPLATE_KEY] = as_trained(template)
     merge(order.base, adapter, f16, progress, metadata=told)
     models = {"f16": f16}
     for kind in kinds:
@@ -130,19 +118,21 @@ def _add_texts(
 
 
 def _replace(out: Path, kept: Path, files: Sequence[str]) -> None:
-    """Put the files in `out`, in place of what the report of an earlier export names."""
+    """Put the files in `out`, in place of what the report of an earlier export names. Whoever comes
+    after a kill finds both named."""
     earlier: list[str] = []
     with suppress(OSError, ValueError, AttributeError):
         earlier = json.loads((out / REPORT).read_text("utf-8")).get("files", [])
+    surplus = [name for name in earlier if name not in files and Path(name).name == name]
     sync(kept)  # this may take a while, and be stopped: all is still there
-    folders = [name for name in files if (kept / name).is_dir()]
-    for name in [FAILED, REPORT, *folders]:
-        remove(out / name)
+    _write(out / REPORT, {"ok": False, "failures": [_STOPPED], "files": [*files, *surplus]})
+    remove(out / FAILED)
     for name in files:
-        os.replace(kept / name, out / name)
-    for name in earlier:
-        if name not in files and Path(name).name == name:
+        if (kept / name).is_dir():
             remove(out / name)
+        os.replace(kept / name, out / name)
+    for name in surplus:
+        remove(out / name)
 
 
 def _write(path: Path, report: Mapping[str, Any]) -> None:

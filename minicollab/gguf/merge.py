@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from minicollab.engine.quiet import last_error, quiet
-from minicollab.errors import ModelError, StageError
+from minicollab.errors import StageError
 from minicollab.files import aside
 from minicollab.gguf.files import blocks, read_gguf, shape, value
 from minicollab.progress import Progress, silent
-
-KINDS = (
-    *("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q4_0", "q4_1"),
-    *("iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "q2_k"),
-    *("tq2_0", "tq1_0", "q2_0", "q1_0"),
-)
-"""What llama.cpp makes without an importance matrix. The last line is for models trained so."""
-
-_NEED_A_MATRIX = ("q2_k_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+from minicollab.quantization import check_kind
 
 # Keys that describe the base or its file rather than the merged model; the writer sets the first itself.
 _OF_THE_BASE = (
@@ -131,7 +123,7 @@ def _copy_metadata(base: Any, writer: Any, base_gguf: Path, kind: str, added: Ma
 
 
 def quantize(src: Path, out: Path, kind: str, progress: Progress = silent) -> Path:
-    """Quantize the F16 GGUF `src` to one of `KINDS`; "f16" copies. A failure leaves no file."""
+    """Quantize the F16 GGUF `src` to one of `quantization.KINDS`; "f16" copies. A failure leaves no file."""
     import ctypes
 
     import llama_cpp as lc
@@ -153,15 +145,3 @@ def quantize(src: Path, out: Path, kind: str, progress: Progress = silent) -> Pa
                 )
     progress(what, 1, 1)
     return out
-
-
-def check_kind(kind: str) -> str:
-    """The kind in lower case; raises ModelError, which names the known ones."""
-    kind = kind.lower()
-    if kind in KINDS:
-        return kind
-    known = kind in _NEED_A_MATRIX
-    raise ModelError(
-        f"{kind} needs an importance matrix" if known else f"there is no quantization {kind!r}",
-        f"Set export.quantization to one of {', '.join(KINDS)}.",
-    )

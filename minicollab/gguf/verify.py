@@ -19,6 +19,7 @@ from minicollab.gguf.logits import (
     torch_logits,
 )
 from minicollab.progress import Progress, silent
+from minicollab.prompts import as_trained
 
 Chat = Sequence[dict[str, str]]
 
@@ -28,7 +29,7 @@ MAX_KL_SHARE = 0.1  # of the adapter's own effect: a slight adapter merged wrong
 KL_NOISE = 3e-4  # no bound goes below it: float16 costs 1e-5 (135M and 1.5B), a bfloat16 base 6e-5
 MAX_KL_BASE = 0.3  # two quantizations of one model are nearer than that, two models are not
 _EOS = "tokenizer.ggml.eos_token_id"
-_TEMPLATE = "tokenizer.chat_template"
+TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 def verify(
@@ -54,8 +55,8 @@ def verify(
     - the adapter moves llama.cpp's logits;
     - the F16 merge agrees with torch, far better than the base does (`kl_torch_base`), and so does
       the adapter put on the base;
-    - chat template, tokenizer and special tokens are the base's, and an app makes the tokens of a
-      conversation that the model was trained on, with one BOS at most;
+    - chat template (`as_trained`), tokenizer and special tokens are the base's, and an app makes the
+      tokens of a conversation that the model was trained on, with one BOS at most;
     - of the prompts on which the base ends its turn, the trained model ends at least half as many.
       Fewer by one or two is a model that answers at more length; half is one that lost its end.
 
@@ -183,13 +184,13 @@ def differing_keys(base_gguf: Path, final_gguf: Path) -> dict[str, str]:
     base, final = read_gguf(base_gguf), read_gguf(final_gguf)
     keys = [k for k, field in base.fields.items() if k.startswith("tokenizer.") and len(field.data)]
     differing = {}
-    for key in dict.fromkeys([*keys, _TEMPLATE, _EOS]):
+    for key in dict.fromkeys([*keys, TEMPLATE_KEY, _EOS]):
         wanted, found = value(base, key), value(final, key)
         if wanted is None:
             differing[key] = "the base has none"
         elif found is None:
             differing[key] = "missing"
-        elif found != wanted:
+        elif found != wanted and not (key == TEMPLATE_KEY and found == as_trained(wanted)):
             differing[key] = f"{str(found)[:40]!r} instead of {str(wanted)[:40]!r}"
     return differing
 

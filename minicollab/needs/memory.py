@@ -13,6 +13,7 @@ from minicollab.engine.sizing import GIB, MIB, Memory, size
 from minicollab.needs.lengths import Lengths
 from minicollab.needs.machine import Machine
 from minicollab.needs.models import Model
+from minicollab.quantization import most_bits, room
 from minicollab.recipe import Recipe
 
 # Resident in a process before it has any weights, measured here: Python with llama.cpp and numpy; with
@@ -32,10 +33,11 @@ _COMPARED = 320  # tokens of replies that an export is compared on
 _VOCABULARY_PIECE = 32_768  # columns of logits that TRL computes at a time
 # llama.cpp rearranges weights of these kinds for the CPU's matrix units, and the file stays mapped.
 _REARRANGED = ("q4_0", "q4_k", "q8_0", "iq4_nl", "q2_k")
+
 _BITS = {
-    "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.0,
-    "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_0": 4.6, "q4_1": 5.0, "iq4_nl": 4.6, "iq4_xs": 4.3, "q3_k_l": 4.3,
-    "q3_k_m": 3.9, "q3_k_s": 3.6, "q2_k": 3.2,
+    "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.0, "q4_k_m": 4.9,
+    "q4_k_s": 4.6, "q4_0": 4.6, "q4_1": 5.0, "iq4_nl": 4.6, "iq4_xs": 4.3, "q3_k_l": 4.3, "q3_k_m": 3.9,
+    "q3_k_s": 3.6, "q2_k": 3.2,
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def needs(
 
 
 def _quantized(model: Model, kind: str) -> Model:
-    bytes_ = int(model.shape.parameters * _BITS.get(kind, 16) / 8)
+    bytes_ = int(model.shape.parameters * _BITS.get(kind, most_bits(kind)) / 8)
     return replace(model, shape=replace(model.shape, name="trained", size=bytes_), kind=kind)
 
 
@@ -210,5 +212,5 @@ def _exporting(policy: Model, recipe: Recipe) -> Need:
         "adapter": 8 * adapter,
         "logits": 4 * 4 * _COMPARED * policy.shape.vocabulary,
     }
-    disk = {kind: _quantized(policy, kind).shape.size for kind in recipe.export.kinds}
-    return Need("export", ram, disk={"float16 model": 2 * parameters} | disk)
+    kinds = () if recipe.export.only == "adapter" else recipe.export.kinds
+    return Need("export", ram, disk={"merged models": room(parameters, kinds)})

@@ -64,8 +64,11 @@ def times(
 
 
 def _computed(entry: Any) -> bool:
-    """Not what was only replayed from the cache: that says nothing about the next time."""
-    return bool(entry) and not (entry["computed"]["cache_hits"] and not entry["computed"]["cache_misses"])
+    """Not what was only replayed from the cache, or went on from a checkpoint: that says nothing about
+    the next time."""
+    if not entry or entry["result"].get("resumed_from"):
+        return False
+    return not (entry["computed"]["cache_hits"] and not entry["computed"]["cache_misses"])
 
 
 def _answer(model: Model | None, role: str, recipe: Recipe, machine: Machine) -> float:

@@ -17,6 +17,13 @@ TEMPLATE = {"enable_thinking": False}
 """What chat templates are told besides the messages: Qwen3's then lets the model answer at once, and
 the others do not know the word. The same in simulation, training and checks."""
 
+
+def as_trained(template: str) -> str:
+    """The chat template, for apps that tell it nothing: it is told the same."""
+    known = {word: str(value).lower() for word, value in TEMPLATE.items() if word in template}
+    return "".join(f"{{%- set {word} = {value} %}}" for word, value in known.items()) + template
+
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
