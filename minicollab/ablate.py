@@ -14,8 +14,10 @@ from minicollab import markdown
 from minicollab.errors import RecipeError
 from minicollab.files import aside
 from minicollab.loading import recipe_at
+from minicollab.needs.supplies import needed
 from minicollab.recipe import label
 from minicollab.run import Run
+from minicollab.tasks import load_tasks, split
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Variant:
 
 def variants(recipe: Path, vary: Sequence[str], overrides: Sequence[str], out: Path | None) -> list[Variant]:
     """Every combination of the values in `vary` ("key=value,value"), in its order, each with a run
-    folder of its own in `out`. RecipeError if one of them is no recipe, before any of them runs."""
+    folder of its own in `out`. RecipeError if one of them is no recipe."""
     varied: dict[str, list[str]] = {}
     for text in vary:
         key, _, listed = text.partition("=")
@@ -53,6 +55,14 @@ def variants(recipe: Path, vary: Sequence[str], overrides: Sequence[str], out: P
         found.append(Variant(recipe, folder, chosen, (*overrides, *pairs)))
         recipe_at(recipe, found[-1].overrides)
     return found
+
+
+def check(variant: Variant) -> None:
+    """Before any of them runs: MinicollabError if this one lacks a model or tasks."""
+    recipe = recipe_at(variant.recipe, variant.overrides)
+    *_, tasks = needed(recipe)
+    if tasks.path:  # else it is fetched when its run begins
+        split(load_tasks(recipe.tasks), recipe.tasks.train, recipe.tasks.eval)
 
 
 def compared(finished: Sequence[Variant], out: Path) -> dict[str, Any]:

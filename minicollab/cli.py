@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -57,6 +58,9 @@ class _Commands(click.Group):
     """Turns what a person can mend into one line and an exit code; everything else is a bug."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # not every locale has an arrow
         try:
             with _stoppable():
                 return super().invoke(ctx)
@@ -66,6 +70,8 @@ class _Commands(click.Group):
             _fail(
                 f"the cache cannot be used: {error}. Free some space, or set MINICOLLAB_CACHE elsewhere.", 5
             )
+        except BrokenPipeError:
+            raise  # whoever read has heard enough: click ends in silence
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             _fail(f"{error.strerror or error}{where}. Check free space and permissions, then run again.", 5)
@@ -140,6 +146,7 @@ def run_command(
         for stage in STAGES[: STAGES.index(until) + 1]:
             with display(stage, events) as progress:  # the first look may fetch a model
                 done = is_unchanged(run, stage, progress)
+            run.save_recipe()
             if done:
                 results[stage] = _do(run, stage, events)
             else:

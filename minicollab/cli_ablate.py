@@ -47,11 +47,13 @@ def ablate(
 
     Each is what `minicollab run --set KEY=VALUE` does, in a folder of its own.
     """
-    from minicollab.ablate import compared, table, variants
+    from minicollab.ablate import check, compared, table, variants
 
     commands = context.find_root().command
     assert isinstance(commands, click.Group)
     asked = variants(recipe, vary, overrides, out)
+    for variant in asked:
+        check(variant)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         for number, variant in enumerate(asked, 1):
             click.echo(f"{variant.folder.name} ({number} of {len(asked)})")

@@ -15,7 +15,7 @@ import click
 from minicollab.cache import care
 from minicollab.cache.pack import export_pack, import_pack
 from minicollab.cache.store import MEND, Store
-from minicollab.cli_common import display, json_option
+from minicollab.cli_common import Number, display, json_option
 from minicollab.errors import RunError
 from minicollab.progress import Progress
 from minicollab.run import store_folder
@@ -31,7 +31,7 @@ class _Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?b?)", value.strip().lower())
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([kmgt]?b?)", value.strip().lower())
         if not found:
             self.fail(f"{value!r} is not a size like 2GB or 500MB.", param, ctx)
         return int(float(found[1]) * 1000 ** " kmgt".index(found[2][:1].replace("b", "") or " "))
@@ -108,7 +108,7 @@ def import_command(file: Path, folder: Path, as_json: bool) -> None:
 
 
 @cache.command("prune")
-@click.option("--older-than", "days", type=click.FloatRange(0), metavar="DAYS", help="Rows stored before.")
+@click.option("--older-than", "days", type=Number(0), metavar="DAYS", help="Rows stored before.")
 @click.option("--recipe", metavar="NAME", help="Rows that this recipe asked first.")
 @click.option("--to", "size", type=_Size(), metavar="SIZE", help="The oldest, until 2GB, 500MB … are left.")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -32,10 +32,10 @@ def tasks() -> None:
 @json_option
 def check_command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """List every bad row by line and why, and say how many tasks there are and how long."""
-    from minicollab.loading import load_recipe
+    from minicollab.loading import recipe_at
     from minicollab.tasks import check_tasks, split
 
-    options = load_recipe(recipe, overrides).tasks
+    options = recipe_at(recipe, overrides).tasks
     checked = check_tasks(options)
     found = {"family": options.family} | _figures(checked)
     click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _said(found))
@@ -54,10 +54,10 @@ def check_command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> No
 @json_option
 def preview_command(recipe: Path, number: int, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show tasks as the simulated user will see them: opening, details and the prompt itself."""
-    from minicollab.loading import load_recipe
+    from minicollab.loading import recipe_at
     from minicollab.tasks import load_tasks
 
-    chosen = load_recipe(recipe, overrides)
+    chosen = recipe_at(recipe, overrides)
     shown = [_shown(chosen, task) for task in load_tasks(chosen.tasks)[:number]]
     click.echo(json.dumps(shown, indent=1, ensure_ascii=False) if as_json else _previewed(shown))
 

@@ -198,7 +198,7 @@ def _supplied(supply: Supply, recipe: Path) -> Line:
     if not supply.path:
         return Line("warn", supply.role, f"{supply.name} is not here yet", f"minicollab fetch {recipe}")
     says = str(supply.path)
-    if supply.path.suffix == ".gguf":
+    if supply.path.suffix == ".gguf" and supply.role != "adapter":
         about = describe(supply.path)
         size = f"{about['size'] / 1e9:.2f} GB"
         says = f"{says}, {size}, {about['architecture']} {about['quantization']}, with chat template"

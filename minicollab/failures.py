@@ -21,7 +21,9 @@ def tolerate(failures: Sequence[str], futures: int, share: float, last: bool = F
     if len(failures) <= share * futures or (futures < _ENOUGH and not last):
         return
     reasons = Counter(failure.partition(":")[0] for failure in failures).most_common(3)
+    own = reasons[0][0].startswith("metric ")
     raise StageError(
         f"{len(failures)} of {futures} futures failed: {', '.join(f'{why} ({n})' for why, n in reasons)}",
-        "Use a larger judge model, or allow more with simulate.max_failures in the recipe.",
+        f"{'Mend the metric' if own else 'Use a larger judge model'}, or allow more with"
+        " simulate.max_failures in the recipe.",
     )

@@ -11,6 +11,18 @@ from pathlib import Path
 from minicollab.errors import RunError
 
 
+def expanded(name: str) -> Path:
+    """The path of that name, "~" at its beginning being a home. RunError if there is no such path."""
+    try:
+        path = Path(name).expanduser()
+        os.fsencode(path)
+    except (RuntimeError, ValueError):
+        raise RunError(f"{name!r} is no path here", "Write it out, without ~.") from None
+    if "\0" in name:
+        raise RunError(f"{name!r} is no path here", "Leave the NUL out.")
+    return path
+
+
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
     """`path`, free to write a file or folder at; removed at the end, and first of all if a

@@ -16,10 +16,21 @@ import yaml
 from pydantic import ValidationError
 
 from minicollab.errors import RecipeError
+from minicollab.files import expanded
 from minicollab.recipe import HUB, METRICS, Models, Question, Recipe, is_function, is_remote, label
 
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)  # the last two: a number too long, text too deep
 _SERVER = re.compile(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:(?P<port>\d{1,5}))?(/[\w./~%-]*)?#\S+")
+
+
+class _Loader(yaml.SafeLoader):
+    """In which no key is there twice: YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [name for name, count in Counter(names).items() if count > 1 and name != "<<"]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -28,7 +39,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with the place of the first fault and the nearest key that exists.
     """
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
+        raw = yaml.load(path.read_text("utf-8"), _Loader)
     except FileNotFoundError:
         raise RecipeError(
             f"there is no recipe {path}", "Give the path of a recipe or of a run folder."
@@ -69,7 +80,7 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     if not tasks.path.startswith(HUB):
         tasks = tasks.model_copy(update={"path": _absolute(tasks.path, folder)})
     if python:
-        python = str(folder / Path(python).expanduser())  # not resolved: a venv is known by its link
+        python = str(folder / expanded(python))  # not resolved: a venv is known by its link
     return recipe.model_copy(
         update={
             "models": Models(**models),
@@ -137,7 +148,7 @@ def _is_path(role: str, model: str, folder: Path) -> bool:
 
 
 def _absolute(name: str, folder: Path) -> str:
-    return str((folder / Path(name).expanduser()).resolve())
+    return str((folder / expanded(name)).resolve())
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from minicollab import fetch
 from minicollab.errors import ModelError, RunError
+from minicollab.files import expanded
 from minicollab.progress import Progress, silent
 from minicollab.recipe import is_remote
 
@@ -30,7 +31,7 @@ def user_cache() -> Path:
     ~/.cache/minicollab. Raises RunError if it cannot be made."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification: a relative path there counts as not set.
-    folder = (given if given.is_absolute() else Path.home() / ".cache") / "minicollab"
+    folder = (given if given.is_absolute() else expanded("~/.cache")) / "minicollab"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
@@ -61,7 +62,7 @@ def resolve(name: str, base: Path, progress: Progress = silent) -> Path:
     elif name.startswith("hf:"):
         path = fetch.from_hub_name(name, progress)
     else:
-        path = Path(os.path.abspath(base / Path(name).expanduser()))
+        path = Path(os.path.abspath(base / expanded(name)))
         if not path.exists():
             raise _unknown(name, path)
     check(path)
@@ -71,7 +72,7 @@ def resolve(name: str, base: Path, progress: Progress = silent) -> Path:
 def check(path: Path) -> None:
     """Raises ModelError unless `path` is a whole, unsplit chat model. Reads the header alone."""
     about = describe(path)
-    if about["parts"] > 1:
+    if about["parts"] not in (0, 1):
         raise ModelError(
             f"{path.name} is one part of a split GGUF",
             "Join the parts with `llama-gguf-split --merge` first.",
@@ -189,7 +190,7 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
         raise ModelError(f"{path} cannot be read: {error.strerror}", "Check its permissions.") from None
     except (struct.error, OverflowError):
         raise ModelError(f"{path.name} is cut off within its header", again) from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path.name} is not a GGUF that can be read ({error})", again) from None
     size = path.stat().st_size
     if size < end:

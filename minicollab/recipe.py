@@ -16,8 +16,13 @@ METRICS = (
 )  # fmt: skip
 
 
+# More of anything that is played, asked or computed is a slip of the finger.
+Count = Annotated[int, Field(ge=1, le=100_000)]
+CountOrNone = Annotated[int, Field(ge=0, le=100_000)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Models(Section):
@@ -46,16 +51,16 @@ class Tasks(Section):
     path: str
     config: str | None = None
     split: str = "train"
-    slice: str | None = Field(None, pattern=r"^\d*:\d*$")
+    slice: str | None = Field(None, pattern=r"^\d{0,15}:\d{0,15}$")
     columns: dict[str, str] = {}
-    train: int = Field(36, ge=0)
-    eval: int = Field(12, ge=1)
+    train: CountOrNone = 36
+    eval: Count = 12
 
 
 class Generation(Section):
     """Sampling of one role. `max_tokens` counts tokens of that role's model."""
 
-    max_tokens: int = Field(96, ge=1)
+    max_tokens: Count = 96
     temperature: float = Field(0.8, ge=0)
     top_k: int = Field(0, ge=0, description="0: all tokens")
     top_p: float = Field(0.95, gt=0, le=1)
@@ -66,7 +71,7 @@ class Generation(Section):
 class Propose(Section):
     """How candidates are made: K of them, a share of which is asked to be proactive."""
 
-    candidates: int = Field(4, ge=2)
+    candidates: int = Field(4, ge=2, le=100_000)
     proactive_ratio: float = Field(0.5, ge=0, le=1)
     style: Literal["transcript", "system"] = "transcript"
 
@@ -77,10 +82,10 @@ class Simulate(Section):
     run, eval's as well. `allocation`: `fixed`, S futures for every candidate, as in the paper;
     `adaptive`, S // 2 and then, of K x S in all, more where best or worst is still in question."""
 
-    exchanges: int = Field(2, ge=1)
-    futures: int = Field(2, ge=1)
+    exchanges: Count = 2
+    futures: Count = 2
     allocation: Literal["fixed", "adaptive"] = "fixed"
-    window: int = Field(1, ge=0)
+    window: CountOrNone = 1
     max_failures: float = Field(0.2, ge=0, le=1)
 
 
@@ -94,7 +99,7 @@ class Simulator(Section):
     style: Literal["transcript", "chat", "yes-no"] = "transcript"
     generation: Generation = Generation(max_tokens=40)
     personas: bool = False
-    redraws: int = Field(0, ge=0)
+    redraws: CountOrNone = 0
 
 
 class Question(Section):
@@ -150,8 +155,10 @@ class Reward(Section):
     A metric is one of METRICS, one that questions of the judge name, or a Python function of
     your own, `metrics.py:my_metric`. With weight 0 it is measured and not rewarded."""
 
-    weights: dict[str, float] = Field({"goal_coverage": 1.0, "interactivity": 1.0}, min_length=1)
-    token_cost: float = Field(5e-4, ge=0, description="lambda, per token that the user must read")
+    weights: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(
+        {"goal_coverage": 1.0, "interactivity": 1.0}, min_length=1
+    )
+    token_cost: float = Field(5e-4, ge=0, le=1e6, description="lambda, per token that the user must read")
 
 
 class Pairs(Section):
@@ -202,9 +209,9 @@ class Export(Section):
 class Eval(Section):
     """`samples`: conversations per held-out task and arm; `exchanges`: their turn cap."""
 
-    samples: int = Field(2, ge=1)
-    exchanges: int = Field(2, ge=1)
-    bootstrap: int = Field(10_000, ge=100)
+    samples: Count = 2
+    exchanges: Count = 2
+    bootstrap: int = Field(10_000, ge=100, le=100_000)
 
 
 class Engine(Section):
@@ -234,8 +241,8 @@ class Remote(Section):
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = 0
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0, lt=2**32)
     models: Models
     tasks: Tasks
     propose: Propose = Propose()

@@ -17,8 +17,8 @@ from typing import Any
 from minicollab import __version__
 from minicollab.cache.keys import content_hash
 from minicollab.cache.store import Store
-from minicollab.errors import RunError
-from minicollab.files import aside
+from minicollab.errors import MinicollabError, RunError
+from minicollab.files import aside, expanded
 from minicollab.hold import held
 from minicollab.loading import load_recipe, recipe_at
 from minicollab.models import user_cache
@@ -27,6 +27,7 @@ from minicollab.progress import Watcher, counted, metered
 from minicollab.recipe import Recipe
 
 Result = dict[str, Any]
+_OURS = "# What minicollab has read: changed by --set.\n"
 STAGES = ("simulate", "train", "export", "eval", "report")
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "datasets", "llama-cpp-python", "gguf"
@@ -51,20 +52,18 @@ class Run:
         doing: str,
         out: Path | None = None,
         overrides: Sequence[str] = (),
-        trial: bool = False,
     ) -> Iterator[Run]:
         """The run of a recipe, or the run that lies in the folder `path`, for this process alone
-        while it is `doing` something; the folder is made and the resolved recipe written to it. With
-        `out` it is a run in that folder. A `trial` leaves the recipe of a run as it is."""
+        while it is `doing` something; the folder is made, and the recipe saved where there is none.
+        With `out` it is a run in that folder."""
         recipe = recipe_at(path, overrides)
         run = cls((out or (path if path.is_dir() else Path("runs") / recipe.name)).resolve(), recipe)
         with ExitStack() as stack:
             try:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held(run.folder, doing))
-                if not (trial and (run / "recipe.yaml").exists()):
-                    with aside(run / "recipe.yaml") as partial:
-                        partial.write_text(recipe.dump(), "utf-8")
+                if not (run / "recipe.yaml").exists():
+                    run.save_recipe()
             except OSError as error:
                 raise RunError(
                     f"the run folder {run.folder} cannot be written: {error.strerror}",
@@ -74,6 +73,24 @@ class Run:
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
+
+    def save_recipe(self) -> None:
+        """The resolved recipe → recipe.yaml, for whoever goes on with the run. One that says the same
+        stays as it is. RunError if there is one that was written by hand and says something else."""
+        path = self / "recipe.yaml"
+        if path.exists():
+            known = None
+            with suppress(MinicollabError):
+                known = load_recipe(path)
+            if known == self.recipe:
+                return
+            if not path.read_bytes().startswith(_OURS.encode()):
+                raise RunError(
+                    f"{path} was written by hand and says something else",
+                    "Change it there, or give another run folder with --out DIR.",
+                )
+        with aside(path) as partial:
+            partial.write_text(_OURS + self.recipe.dump(), "utf-8")
 
     @cached_property
     def store(self) -> Store:
@@ -93,7 +110,7 @@ class Run:
         with suppress(OSError, ValueError, RecursionError):
             journal = json.loads((self / "run.json").read_text("utf-8"))
             stages = journal.get("stages") if isinstance(journal, dict) else None
-            if isinstance(stages, dict) and all(isinstance(entry, dict) for entry in stages.values()):
+            if isinstance(stages, dict) and all(map(_is_entry, stages.values())):
                 return dict(journal)
         return {"stages": {}}
 
@@ -123,12 +140,18 @@ class Run:
         return self / name
 
 
+def _is_entry(entry: Any) -> bool:
+    """Of run.json, as `finish` writes them."""
+    kinds = {"inputs": str, "result": dict, "computed": dict}
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+
+
 def store_folder(cache: str | None = None) -> Path:
     """Where the cache is: $MINICOLLAB_CACHE, else `cache` (a recipe's), else cache/ of a checkout,
     else the person's own."""
     checkout = Path(__file__).parent.parent
     if chosen := os.environ.get("MINICOLLAB_CACHE") or cache:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     if (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
         return checkout / "cache" / "store"
     return user_cache() / "store"
@@ -181,11 +204,19 @@ def run_check(
 
 
 def unchanged(run: Run, stage: str, inputs: Any, outputs: Sequence[str]) -> bool:
-    """Whether this stage already ran on these inputs and what it wrote is still there."""
+    """Whether this stage already ran on these inputs and what it wrote is still there, whole."""
     entry = run.journal()["stages"].get(stage)
-    return bool(
-        entry and entry["inputs"] == content_hash(inputs) and all((run / name).exists() for name in outputs)
+    if not entry or entry["inputs"] != content_hash(inputs):
+        return False
+    return _sizes(run, outputs) == entry.get("outputs", _sizes(run, outputs)) and all(
+        (run / name).is_file() for name in outputs
     )
+
+
+def _sizes(run: Run, outputs: Sequence[str]) -> dict[str, int]:
+    """In bytes. Not of texts, to which later stages add."""
+    files = {name: run / name for name in outputs if not name.endswith(".md")}
+    return {name: path.stat().st_size for name, path in files.items() if path.exists()}
 
 
 def keep(run: Run, stage: str) -> dict[str, Any]:
@@ -201,7 +232,15 @@ def begin(run: Run, stage: str) -> None:
         run.record(stage, entry | {"inputs": ""})
 
 
-def finish(run: Run, stage: str, inputs: Any, result: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
-    """Note what a stage found and cost; `computed` stays when later calls find nothing to do."""
-    entry = {"inputs": content_hash(inputs), "unchanged": False, **cost, "computed": cost, "result": result}
+def finish(
+    run: Run,
+    stage: str,
+    inputs: Any,
+    outputs: Sequence[str],
+    result: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> None:
+    """Note what a stage wrote, found and cost; `computed` stays when later calls find nothing to do."""
+    entry = {"inputs": content_hash(inputs), "outputs": _sizes(run, outputs), "unchanged": False}
+    entry |= {**cost, "computed": cost, "result": result}
     run.record(stage, entry)

@@ -75,9 +75,11 @@ def loaded(gguf: Path, name: str, context: int) -> Iterator[Any]:
     if missing:
         raise ModelError(f"the server needs {', '.join(missing)}", "Run `make setup`.")
     from minicollab.engine.quiet import last_error, quiet
-    from minicollab.engine.sizing import cores
+    from minicollab.engine.sizing import check_context, cores, cpu_memory, gpu_memory
+    from minicollab.needs.models import read
 
     quiet()
+    check_context(read(gguf).shape, context, gpu_memory() or cpu_memory())
     from jinja2 import TemplateError
     from llama_cpp.server import app as server
     from llama_cpp.server.settings import ModelSettings, ServerSettings

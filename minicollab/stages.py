@@ -32,11 +32,12 @@ def run_stage(run: Run, stage: str, progress: Watcher = silent) -> Result:
     outputs, inputs, work = STAGES[stage]
     with run.asking(stage):
         asked = inputs(run, progress)
+        run.save_recipe()
         if unchanged(run, stage, asked, outputs(run)):
             return keep(run, stage)
         begin(run, stage)
         result, cost = measured(run, progress, lambda usages, told: work(run, usages, told))
-        finish(run, stage, asked, result, cost)
+        finish(run, stage, asked, outputs(run), result, cost)
         return result
 
 
@@ -108,7 +109,7 @@ def _kept_rollouts(run: Run, played: str) -> bool:
     """Whether rollouts.jsonl is what the last simulate stage wrote, and would be played the same."""
     found = run.journal()["stages"].get("simulate", {}).get("result", {})
     path = run / "rollouts.jsonl"
-    return found.get("played") == played and path.exists() and found["rollouts"] == file_fingerprint(path)
+    return found.get("played") == played and path.exists() and found.get("rollouts") == file_fingerprint(path)
 
 
 def _share(items: list[Any], test: Callable[[Any], bool]) -> float | None:
@@ -140,7 +141,9 @@ def _train_base(run: Run, progress: Progress) -> str:
 
 def export(run: Run, usages: list[Any], progress: Progress = silent) -> Result:
     """adapter/ → export/: the adapter and the merged model as GGUF, checked against torch."""
-    pairs = _read_jsonl(run.need("pairs.jsonl", "simulate"))
+    from minicollab.train import read_pairs
+
+    pairs = read_pairs(run.need("pairs.jsonl", "simulate"))
     return exporting.export_run(run, pairs, lambda: Path(_train_base(run, progress)), progress)
 
 
@@ -214,6 +217,10 @@ def _play_inputs(run: Run, progress: Progress) -> Result:
 
 
 def _simulate_inputs(run: Run, progress: Progress) -> Result:
+    if not run.recipe.tasks.train:
+        raise RecipeError(
+            "tasks.train is 0: there is nothing to train on", "Set it to how many tasks to take."
+        )
     return _play_inputs(run, progress) | run.recipe.model_dump(include={"reward", "pairs"})
 
 

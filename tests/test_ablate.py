@@ -53,7 +53,7 @@ def finished(variant: Variant, gain: float) -> None:
             if stage == "eval":
                 run.write_json("eval.json", results["eval"])
             with run.asking(stage):
-                finish(run, stage, inputs(run, silent), results[stage], COST)
+                finish(run, stage, inputs(run, silent), outputs(run), results[stage], COST)
 
 
 def test_every_combination_is_a_run_of_its_own(small: Path) -> None:
@@ -131,6 +131,13 @@ def test_finished_runs_are_not_run_again(small: Path) -> None:
     (out / "ablation.md").unlink()
     early = CliRunner().invoke(main, [*asked, "--until", "train"], catch_exceptions=False)
     assert early.exit_code == 0 and not (out / "ablation.md").exists()
+
+
+@pytest.mark.parametrize("vary", ["models.policy=model.gguf,typo", "tasks.train=1,999"])
+def test_models_and_tasks_are_looked_at_before_the_first_run(vary: str, small: Path) -> None:
+    result = CliRunner().invoke(main, ["ablate", str(small), "--vary", vary])
+    assert result.exit_code in (3, 4) and "(1 of 2)" not in result.output
+    assert not (small.parent / "runs").exists()
 
 
 def test_a_run_folder_s_recipe_is_varied_elsewhere(small: Path) -> None:

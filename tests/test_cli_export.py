@@ -105,11 +105,12 @@ def test_of_a_run_the_options_are_keys_of_its_recipe(small: Path) -> None:  # no
     kept = yaml.safe_load((small.parent / "runs/small/recipe.yaml").read_text("utf-8"))
     assert kept["export"] == {"quantization": ["Q8_0", "f16"], "scale": 0.5, "only": "merged"}
     assert kept["seed"] == 5
-    refused("export", small, "--quant", "q8_0")  # an order of its own: both kinds of files again
-    kept = (small.parent / "runs/small/recipe.yaml").read_text("utf-8")
-    assert "only" not in yaml.safe_load(kept)["export"]
-    assert "'q9'" in refused("export", small, "--quant", "q9")
-    assert (small.parent / "runs/small/recipe.yaml").read_text("utf-8") == kept
+    other = small.parent / "other"  # --quant is an order of its own: both kinds of files again
+    refused("export", small.parent / "runs/small", "--quant", "q8_0", "--out", other)
+    assert "only" not in yaml.safe_load((other / "recipe.yaml").read_text("utf-8"))["export"]
+    kept = (other / "recipe.yaml").read_text("utf-8")
+    assert "'q9'" in refused("export", other, "--quant", "q9")
+    assert (other / "recipe.yaml").read_text("utf-8") == kept
 
 
 def test_what_a_run_promises_and_depends_on(small: Path) -> None:  # noqa: F811
@@ -142,7 +143,7 @@ def test_a_model_of_an_earlier_training_is_not_taken_for_the_run_s(small: Path) 
         (run / name).parent.mkdir(parents=True)
         (run / name).write_bytes(content)
     result = {"adapter_sha256": file_fingerprint(run / "adapter/adapter_model.safetensors")}
-    run.record("export", {"inputs": "", "result": result})
+    run.record("export", {"inputs": "", "computed": {}, "result": result})
     assert trained(run) == run / "export/model-q4_k_m.gguf"
     (run / "adapter/adapter_model.safetensors").write_bytes(b"two")
     with pytest.raises(RunError, match=r"trained anew since .* Run: minicollab export"):

@@ -174,8 +174,8 @@ def test_init_refuses_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     for arguments, code, said in (
         (("there",), 5, "is there already. Give another name; nothing is overwritten."),
         (("my task",), 5, "my task cannot be a task's name"),
-        (("new", "--data", tmp_path / "none.csv"), 3, "there is no task file"),
-        (("new", "--data", tmp_path / "there"), 3, "is no task file"),
+        (("new", "--data", tmp_path / "none.csv"), 3, "there is no file"),
+        (("new", "--data", tmp_path / "there"), 3, "there is no file"),
         (("new", "--data", one), 3, "has no column that could be the details (it has: opening)"),
         (("new", "--data", short), 3, "short.csv has fewer than two rows"),
     ):

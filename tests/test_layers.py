@@ -15,8 +15,8 @@ minicollab
 errors schema progress seeds silence markdown
 failures running quantization
 recipe
-loading
 files prompts
+loading
 extraction equivalence
 hold
 engine.base engine.quiet engine.turns

@@ -294,7 +294,7 @@ def test_its_file_is_run_once(tmp_path: Path) -> None:
     "value", ["None", "'0.5'", "float('nan')", "float('inf')", "1 / 0", "task.nothing", "[1]"]
 )
 def test_what_is_no_number_is_a_failure(tmp_path: Path, value: str) -> None:
-    with pytest.raises(Failure, match=r"^metric mine (failed|gave no number): "):
+    with pytest.raises(Failure, match=r"^metric mine (failed with|gave no number: )"):
         own(tmp_path, f"def mine(messages, task): return {value}")
 
 

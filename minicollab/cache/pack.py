@@ -41,7 +41,9 @@ def export_pack(
     progress: Progress = silent,
 ) -> int:
     """The answers in `folder`'s store → `file`; only those that `recipe` and `stage` asked first, if
-    given. Returns their number. RunError if there are none, or if a row is broken."""
+    given. Returns their number. RunError if there are none, a row is broken, or `file` is no place for it."""
+    if not file.name or file.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{file} is no place for a pack", "Give a file outside the cache's folder.")
     digest, count = hashlib.sha256(), 0
     with aside(file) as partial, open(partial, "wb") as raw:
         with gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as pack:

@@ -9,6 +9,7 @@ from typing import Any
 
 from minicollab import recipe
 from minicollab.engine.weights import Weights
+from minicollab.errors import ModelError
 
 MIB, GIB = 2**20, 2**30  # bytes
 _GPU, _INTEGRATED_GPU = 1, 2  # enum ggml_backend_dev_type
@@ -69,7 +70,21 @@ def plan(weights: Weights, options: recipe.Engine) -> Plan:
     """Context and batch for a model that is loaded: what is free is asked now."""
     layers = options.gpu_layers
     memory = (gpu_memory() if layers else None) or cpu_memory()
-    return size(shape(weights), options, memory)
+    model = shape(weights)
+    found = size(model, options, memory)
+    check_context(model, found.context, memory)
+    return found
+
+
+def check_context(model: Shape, context: int, memory: Memory) -> None:
+    """ModelError if the cells of so many tokens are more than what is free: llama.cpp would take them."""
+    needed, free = context * model.kv_bytes, memory.free
+    if needed > free:
+        raise ModelError(
+            f"a context of {context:,} tokens of {model.name} needs {needed / GIB:,.1f} GiB, "
+            f"{free / GIB:.1f} GiB are free",
+            "Lower engine.context in the recipe, or --context.",
+        )
 
 
 def size(model: Shape, options: recipe.Engine, memory: Memory) -> Plan:

@@ -33,11 +33,12 @@ async def measure(rollout: Rollout, task: Task, cast: Cast, name: str) -> Measur
         value = metric(rollout.conversation.as_dicts(), task)
         if inspect.isawaitable(value):
             value = await value
-    except Exception as error:
-        raise Failure(f"{what} failed: {type(error).__name__}: {error}") from error
-    if not (isinstance(value, Real) and math.isfinite(value)):
+        number = float(value) if isinstance(value, Real) else math.nan
+    except (Exception, SystemExit) as error:
+        raise Failure(f"{what} failed with {type(error).__name__} ({error})") from error
+    if not math.isfinite(number):
         raise Failure(f"{what} gave no number: {str(value)[:80]!r}")
-    return Measured(float(value))
+    return Measured(number)
 
 
 def load(name: str) -> Callable[..., Any]:
@@ -70,7 +71,7 @@ def _module(path: str, source: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
         exec(compile(source, path, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(
             f"{path} cannot be loaded: {type(error).__name__}: {error}",
             "Mend it: Python must be able to run it.",

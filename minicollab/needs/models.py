@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minicollab.engine.sizing import Shape
+from minicollab.errors import ModelError
 from minicollab.models import describe, header
 
 
@@ -56,6 +57,10 @@ def read(path: Path) -> Model:
         return int(value)
 
     heads, width = number("attention.head_count", 1), number("embedding_length")
+    if not (heads and width and number("block_count")):
+        raise ModelError(
+            f"{path.name} is no transformer that has attention alone", "Use another GGUF, such as Qwen2.5's."
+        )
     usual = width // max(heads, 1)
     return _model(
         path.stem,

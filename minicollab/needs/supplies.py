@@ -18,8 +18,8 @@ from minicollab.tasks import tasks_file
 
 @dataclass(frozen=True)
 class Supply:
-    """`role`: "policy", "judge", "train_base" or "tasks"; `name` as the recipe has it; `path` where
-    it lies, None if it is not here."""
+    """`role`: "policy", "judge", "adapter", "train_base" or "tasks"; `name` as the recipe has it; `path`
+    where it lies, None if it is not here."""
 
     role: str
     name: str
@@ -29,7 +29,7 @@ class Supply:
 def needed(recipe: Recipe) -> list[Supply]:
     """Everything that a run of the recipe reads, looked up without fetching anything. Of two roles
     with one model the first counts. Raises ModelError or TaskError for a file that is missing or unfit."""
-    return [Supply(role, name, _here(name, get)) for role, name, get in _sources(recipe)]
+    return [Supply(role, name, _here(role, name, get)) for role, name, get in _sources(recipe)]
 
 
 def fetch_all(recipe: Recipe, progress: Progress = silent) -> list[Supply]:
@@ -53,6 +53,8 @@ def _sources(recipe: Recipe) -> list[tuple[str, str, Callable[[Progress], Path]]
     for role, name in names.items():
         if not is_remote(name):
             found.setdefault(name, (role, name, partial(resolve, name, Path())))
+    if models.adapter:
+        found[models.adapter] = ("adapter", models.adapter, lambda _: _adapter(str(models.adapter)))
     base = models.train_base
     if base and not Path(base).is_dir():
         found[base] = ("train_base", base, lambda progress: fetch.base(base, progress))
@@ -66,12 +68,17 @@ def _tasks(recipe: Recipe) -> Path:
     return path
 
 
-def _here(name: str, get: Callable[[Progress], Path]) -> Path | None:
+def _adapter(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ModelError(f"there is no adapter {path}", "Set models.adapter to a LoRA GGUF, or leave it out.")
+    return Path(path)
+
+
+def _here(role: str, name: str, get: Callable[[Progress], Path]) -> Path | None:
     if name == QWEN and not fetch.qwen_path(user_cache() / "models").is_file():
         return None
-    from_hub = name.startswith(HUB) or not Path(name).is_absolute()
     with fetch.offline():
-        if not from_hub:
+        if not (name.startswith(HUB) or role == "train_base"):
             return get(silent)
         with suppress(MinicollabError):
             return get(silent)

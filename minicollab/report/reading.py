@@ -16,6 +16,7 @@ from minicollab.run import STAGES, Run
 Row = Mapping[str, Any]
 KEPT = "kept"
 # What rows of older versions lack.
+_SCORED = ("task_id", "turn", "candidate", "style", "mr", "futures")
 _CANDIDATE: Row = {"se": None, "cut": {}}
 _PLAYED: Row = {"cut": {}, "judgements": {}, "extracted": {}}
 
@@ -58,8 +59,8 @@ def read(folder: Path) -> Found:
             f"Run: minicollab run RECIPE --out {folder}",
         )
     run = Run.at(folder)
-    rollouts = [{**_CANDIDATE, **row} for row in _rows(run, "rollouts.jsonl", "simulate")]
-    pairs = _rows(run, "pairs.jsonl", "simulate")
+    rollouts = [{**_CANDIDATE, **row} for row in _rows(run, "rollouts.jsonl", "simulate", *_SCORED)]
+    pairs = _rows(run, "pairs.jsonl", "simulate", "task_id", "turn")
     journal = _parsed(run, "run.json", "simulate")
     if journal.get("stages") != run.journal()["stages"]:  # which is empty if they are no stages
         raise _broken(run, "run.json", "simulate")
@@ -106,10 +107,13 @@ def _parsed(run: Run, name: str, stage: str) -> Any:
     return _parse(run, name, stage, run.need(name, stage).read_bytes())
 
 
-def _rows(run: Run, name: str, stage: str) -> list[Row]:
+def _rows(run: Run, name: str, stage: str, *keys: str) -> list[Row]:
     # Not splitlines(): JSON leaves U+2028 and its like as they are, and they end no row.
     lines = run.need(name, stage).read_bytes().split(b"\n")
-    return [_parse(run, name, stage, line) for line in lines if line]
+    rows = [_parse(run, name, stage, line) for line in lines if line]
+    if not all(key in row for row in rows for key in keys):
+        raise _broken(run, name, stage)
+    return rows
 
 
 def _parse(run: Run, name: str, stage: str, text: bytes) -> Row:

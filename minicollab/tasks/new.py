@@ -31,6 +31,8 @@ def new_task(folder: Path, data: Path | None = None) -> Path:
         )
     if folder.exists():
         raise RunError(f"{folder} is there already", "Give another name; nothing is overwritten.")
+    if data and not data.is_file():
+        raise TaskError(f"there is no file {data}", "Give the path of your tasks.")
     section = _section(data) if data else None
     with aside(folder) as made:
         shutil.copytree(_TEMPLATE, made, ignore=shutil.ignore_patterns("__pycache__"))

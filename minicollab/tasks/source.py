@@ -136,5 +136,5 @@ def _parquet(path: Path) -> Iterator[Entry]:
             rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
             for number, row in enumerate(rows, start=1):
                 yield Entry(number, row)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise OSError(str(error).partition("\n")[0]) from None
