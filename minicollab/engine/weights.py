@@ -15,6 +15,7 @@ from minicollab.engine.template import ChatTemplate
 from minicollab.errors import ModelError
 
 _CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+_USER_DEFINED = 1 << 4  # LLAMA_TOKEN_ATTR_USER_DEFINED: llama.cpp sees them in any text
 _RSTRIP = 1 << 8  # LLAMA_TOKEN_ATTR_RSTRIP: the token swallows the blanks after it, as in Phi-3
 _BLANKS = " \t\n\v\f\r"
 
@@ -90,7 +91,22 @@ class Weights:
     @cached_property
     def _specials(self) -> dict[str, int]:
         control = (t for t in range(self.n_vocab) if self._attributes(t) & _CONTROL)
-        return {text: token for token in control if (text := self._text(token))}
+        return self._markers | {text: token for token in control if (text := self._text(token))}
+
+    @cached_property
+    def _markers(self) -> dict[str, int]:
+        """Tokens that the chat template writes and that any text that spells them would become."""
+        import llama_cpp as lc
+
+        source = (lc.llama_model_chat_template(self.model, None) or b"").decode()
+        found = (t for t in range(self.n_vocab) if self._attributes(t) & _USER_DEFINED)
+        return {text: token for token in found if (text := self._text(token)).strip() and text in source}
+
+    @cached_property
+    def _marker_pattern(self) -> re.Pattern[str]:
+        """Where a text is to be cut so that it spells none: within each of them."""
+        inside = (f"(?<={re.escape(text[0])})(?={re.escape(text[1:])})" for text in self._markers if text[1:])
+        return re.compile("|".join(inside) or "(?!)")
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -104,7 +120,11 @@ class Weights:
         plain = ""
         for segment in prompt:
             if not segment.control:
-                plain += segment.text
+                *cut, last = self._marker_pattern.split(segment.text)
+                for piece in cut:
+                    tokens += self._text_after(tokens, plain + piece)
+                    plain = ""
+                plain += last
                 continue
             for position, piece in enumerate(self._special_pattern.split(segment.text)):
                 if position % 2 == 0:
