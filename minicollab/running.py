@@ -26,8 +26,8 @@ def run_together(work: Coroutine[Any, Any, T]) -> T:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # A SystemExit, as of SIGTERM, leaves the loop and needs no word here.
-        if not isinstance(context.get("exception"), (MinicollabError, SystemExit)):
+        # What ends the process, as Ctrl-C and SIGTERM do, leaves the loop and needs no word here.
+        if not isinstance(context.get("exception"), (MinicollabError, SystemExit, KeyboardInterrupt)):
             loop.default_exception_handler(context)
 
     with asyncio.Runner() as runner:

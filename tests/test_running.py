@@ -35,6 +35,15 @@ def test_what_one_has_told_the_others_do_not_tell_again(caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
+def test_a_second_stop_while_they_wind_down_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        told = {"message": "Task exception was never retrieved", "exception": KeyboardInterrupt()}
+        asyncio.get_running_loop().call_exception_handler(told)
+
+    run_together(work())
+    assert caplog.records == []
+
+
 def test_a_bug_in_the_others_is_told(caplog: pytest.LogCaptureFixture) -> None:
     failing(KeyError("bug"))
     assert any("KeyError" in str(record.exc_info) for record in caplog.records)
