@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol
 
-from minicollab import recipe
+from minicollab import exporting, recipe
 from minicollab.engine.base import Completion, Engine, Hear, Prompt, Sampling
 from minicollab.errors import MinicollabError, ModelError
 from minicollab.fit import fit
@@ -21,15 +20,7 @@ from minicollab.run import Run
 from minicollab.running import run_together
 from minicollab.schema import Conversation, Message
 from minicollab.seeds import seed_of
-
-# A terminal's escape sequences (ECMA-48: CSI and two-character ones; xterm's OSC), no longer than
-# any that means something, and then whatever else is no text: controls, and marks that turn the
-# direction of what follows.
-_ESCAPE = re.compile(
-    r"\x1b\[[0-?]{0,64}[ -/]{0,8}[@-~]|\x1b\][^\x07\x1b]{0,256}(?:\x07|\x1b\\)|\x1b[ -/]{0,8}[0-~]"
-)
-_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}|\][^\x07\x1b]{0,256}\x1b?|[ -/]{0,8})\Z")
-_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+from minicollab.terminal import printable
 
 
 class Speaker(Engine, Protocol):
@@ -60,6 +51,7 @@ class Chat:
         tokens = min(options.max_tokens, engine.context // 2)
         self.options = options.model_copy(update={"max_tokens": tokens})
         self._seed, self._attempt = seed, 0
+        self._unanswered: Conversation | None = None
 
     def ask(self, text: str, hear: Hear) -> Reply:
         """The answer to `text`; both become part of the talk. What was said before Ctrl-C is one,
@@ -106,16 +98,20 @@ class Chat:
         return self.strength
 
     def _asked(self) -> Conversation:
-        """The talk up to the last question."""
+        """The talk up to the last question, which may have had no answer."""
+        if (asked := self._unanswered) and asked.messages[:-1] == self.talk.messages:
+            return asked
         questions = [i for i, message in enumerate(self.talk) if message.role == "user"]
         if not questions:
             raise MinicollabError("nothing was asked yet", "Ask something first.")
         return Conversation(self.talk.messages[: questions[-1] + 1])
 
     def _answer(self, talk: Conversation, attempt: int, hear: Hear) -> Reply:
+        self._attempt = attempt
         reply = self._generate(talk, attempt, hear)
         if reply.text:
-            self.talk, self._attempt = talk + Message("assistant", reply.text), attempt
+            self.talk = talk + Message("assistant", reply.text)
+        self._unanswered = None if reply.text or reply.ended == "stopped" else talk
         return reply
 
     def _generate(self, talk: Conversation, attempt: int, hear: Hear) -> Reply:
@@ -150,14 +146,6 @@ class Chat:
         return prompt, cut["model"]
 
 
-def printable(text: str, whole: bool = True) -> str:
-    """What a terminal may be given of a model's text. While it is not the whole of it, what may be
-    an escape sequence's beginning is held back, so that what was given stays as it is."""
-    if not whole:
-        text = _UNFINISHED.sub("", text)
-    return _NO_TEXT.sub("", _ESCAPE.sub("", text))
-
-
 def open_chat(
     named: str,
     adapter: Path | None = None,
@@ -177,7 +165,7 @@ def open_chat(
     if Path(named).is_dir():
         run = Run.at(Path(named))
         gguf = resolve(run.recipe.models.policy, run.folder, progress)
-        adapter = adapter or run.need("export/adapter.gguf", "export")
+        adapter = adapter or exporting.adapter(run)
         options, machine = run.recipe.policy, run.recipe.engine
     else:
         gguf, options, machine = resolve(named, Path.cwd(), progress), Generation(), recipe.Engine()

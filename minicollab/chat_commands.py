@@ -42,6 +42,8 @@ def parse(line: str) -> tuple[str, str] | None:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"Did you mean /{near[0]}?" if near else "Type /help for those that there are."
         raise MinicollabError(f"there is no command /{name}", hint)
+    if rest and not COMMANDS[name].argument:
+        raise MinicollabError(f"/{name} takes nothing after it", "If it is a message, begin it with a blank.")
     return name, rest
 
 

@@ -42,6 +42,7 @@ from minicollab.cli_tasks import init, tasks
 from minicollab.errors import MinicollabError, RecipeError
 from minicollab.run import STAGES, Run
 from minicollab.summaries import benched, summary
+from minicollab.terminal import printable
 
 _HELP = {
     "simulate": "Play the training conversations, score candidates by MR, write preference pairs.",
@@ -78,7 +79,7 @@ class _Commands(click.Group):
 
 
 def _fail(line: str, code: int) -> None:
-    click.echo(f"minicollab: {line}", err=True)
+    click.echo(f"minicollab: {printable(line)}", err=True)
     sys.exit(code)
 
 

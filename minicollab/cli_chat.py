@@ -83,7 +83,7 @@ class _Pipe:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
         for line in sys.stdin or ():  # None if it was closed
-            if (text := line.strip()) and not self.obey(text):
+            if line.strip() and not self.obey(line.rstrip()):
                 break
 
     def obey(self, line: str) -> bool:

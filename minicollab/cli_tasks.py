@@ -12,6 +12,7 @@ import click
 
 from minicollab.cli_common import json_option, recipe_argument, set_option
 from minicollab.errors import TaskError
+from minicollab.terminal import printable
 
 if TYPE_CHECKING:
     from minicollab.recipe import Recipe
@@ -38,7 +39,7 @@ def check_command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> No
     options = recipe_at(recipe, overrides).tasks
     checked = check_tasks(options)
     found = {"family": options.family} | _figures(checked)
-    click.echo(json.dumps(found, indent=1, ensure_ascii=False) if as_json else _said(found))
+    click.echo(json.dumps(found, indent=1) if as_json else printable(_said(found)))
     if checked.bad:
         number = f"{len(checked.bad):,} bad row{'s' * (len(checked.bad) != 1)}"
         raise TaskError(
@@ -59,7 +60,7 @@ def preview_command(recipe: Path, number: int, overrides: tuple[str, ...], as_js
 
     chosen = recipe_at(recipe, overrides)
     shown = [_shown(chosen, task) for task in load_tasks(chosen.tasks)[:number]]
-    click.echo(json.dumps(shown, indent=1, ensure_ascii=False) if as_json else _previewed(shown))
+    click.echo(json.dumps(shown, indent=1) if as_json else printable(_previewed(shown)))
 
 
 @click.command("init")

@@ -26,7 +26,7 @@ Requests = Mapping[str, int]
 """How many requests (or answers) by role: "policy", "simulator", "judge"."""
 
 _TICK = 0.5  # seconds
-_REQUESTS = {"accuracy": 1, "accuracy_judged": 2, "pass_rate": 1, "follow_up_likelihood": 1}
+_REQUESTS = {"accuracy": 1, "accuracy_judged": 1, "pass_rate": 1}
 _ARMS = 3  # of the evaluation: base, proactive, trained
 
 
@@ -108,12 +108,13 @@ async def _play(
 
     begun = counting = now = time.monotonic()
     playing = asyncio.create_task(all_of_them())
+    needed = [cast[role] for role, number in requests(recipe, tasks, [])["simulate"].items() if number]
     try:
         while not playing.done() and now < counting + seconds:
             progress("seconds of play", now - counting, seconds)
             await asyncio.wait([playing], timeout=min(_TICK, counting + seconds - now))
             now = time.monotonic()
-            warm = all(engine.answers for engine in cast.values()) and not playing.done()
+            warm = all(engine.answers for engine in needed) and not playing.done()
             if warm and counting == begun:
                 counting = now
                 for engine in cast.values():
@@ -134,22 +135,28 @@ def requests(recipe: Recipe, train: list[Task], held_out: list[Task]) -> dict[st
 
     def judgements(tasks: Iterable[Task], replies: int) -> int:
         questions = [q for q in recipe.judge.questions.values() if q.metric in weights]
-        each = sum((replies if q.scope == "reply" else 1) * (2 if q.reverse else 1) for q in questions)
-        each += sum(_REQUESTS.get(name, 0) for name in weights)
-        return sum(each + ("goal_coverage" in weights) * len(task.details) for task in tasks)
+        rubric = recipe.judge.style == "rubric"
+        twice = 2 if rubric and recipe.judge.prior_correction else 1
+        each = sum(
+            (replies if q.scope == "reply" else 1) * (2 if q.reverse and rubric else 1) for q in questions
+        )
+        asked = (each + ("goal_coverage" in weights) * len(task.details) for task in tasks)
+        extracted = sum(_REQUESTS.get(name, 0) for name in weights)
+        return sum(twice * number + extracted for number in asked)
 
+    follow_ups = int("follow_up_likelihood" in weights)
     how, candidates = recipe.simulate, recipe.propose.candidates
     turns, futures = len(train) * how.exchanges, candidates * how.futures  # a turn has `futures`
     talks = _ARMS * recipe.eval.samples  # of a held-out task
     return {
         "simulate": {
             "policy": turns * (candidates + futures * how.window),
-            "simulator": turns * futures * how.window,
+            "simulator": turns * futures * (how.window + follow_ups),
             "judge": how.exchanges * futures * judgements(train, how.window + 1),
         },
         "eval": {
             "policy": len(held_out) * talks * recipe.eval.exchanges,
-            "simulator": len(held_out) * talks * (recipe.eval.exchanges - 1),
+            "simulator": len(held_out) * talks * (recipe.eval.exchanges - 1 + follow_ups),
             "judge": talks * judgements(held_out, recipe.eval.exchanges),
         },
     }

@@ -133,19 +133,28 @@ def model_file(run: Run) -> Path:
 def trained(run: Run) -> Path:
     """The merged model. RunError if the run has none, or has been trained anew since, with what to
     type."""
-    if run.recipe.export.only == "adapter":
+    return _exported(run, model_file(run).name, "adapter", "the merged model")
+
+
+def adapter(run: Run) -> Path:
+    """The adapter's GGUF; the same."""
+    return _exported(run, "adapter.gguf", "merged", "the adapter")
+
+
+def _exported(run: Run, name: str, lacking: str, what: str) -> Path:
+    if run.recipe.export.only == lacking:
         raise RunError(
-            f"{run.folder.name} has exported its adapter alone, and this needs the merged model",
+            f"{run.folder.name} has exported no such file, and this needs {what}",
             f"Run: minicollab export {run.folder} --set export.only=null",
         )
-    model = run.need(f"export/{model_file(run).name}", "export")
+    file = run.need(f"export/{name}", "export")
     exported = run.journal()["stages"].get("export", {}).get("result", {}).get("adapter_sha256")
     if exported and (run / _WEIGHTS).is_file() and exported != file_fingerprint(run / _WEIGHTS, run.store):
         raise RunError(
-            f"{run.folder.name} has been trained anew since {model.name} was exported",
+            f"{run.folder.name} has been trained anew since {name} was exported",
             f"Run: minicollab export {run.folder}",
         )
-    return model
+    return file
 
 
 def add_known_evaluation(run: Run) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from minicollab.schema import Message, Task
 
 # answers
 
-_MATHS = r"\$+(?P<dollars>[^$]+)\$+|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]"
+# Money is no maths: what begins with a digit ends without a blank before the dollar, or a digit after it.
+DOLLARS = r"\$+(?P<dollars>(?!\d)(?:\\.|[^$\\])+|(?:\\.|[^$\\])+(?<!\s))\$+(?!\d)"
+_MATHS = DOLLARS + r"|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]"
 _STATED = re.compile(
     r"(?:\banswer\b(?:[ \t]+[\w']+){0,4}?[ \t]*\**(?:\bis\b|[:=])|####)[\s:*]*"
     rf"(?:{_MATHS}|(?P<plain>[^\n]+?)(?=[.!]?\**(?:\s*$|\n|[.!]\s)))",
@@ -19,32 +22,46 @@ _STATED = re.compile(
 )
 _EQUALS = re.compile(r"=\s*(?P<plain>[^=\n]+?)[\s$.\])\\*]*$")
 _WRAPPING = " \t\n*\"'`"
+_ABOUT = re.compile(r"^(approximately|about|roughly)\s+", re.IGNORECASE)
+_FIGURES = re.compile(r"[\d\\^√π∞]")
 
 
 def final_answer(messages: Iterable[Message]) -> str | None:
     r"""The answer as it stands in the last message that states one: in its last \boxed{}, or after
-    its last "answer is" (or "answer:", or "####"). Where no message does: what the last message
-    ends on being equal to. None if there is nothing of the kind."""
+    its last "answer is" (or "answer:", or "####"). One in words ("glad the answer is clear") counts
+    where no message has one with figures. Where none states any: what the last message ends on being
+    equal to. None if there is nothing of the kind."""
     said = _said(messages)
-    for text in reversed(said):
-        if answer := boxed(text) or _last(_STATED, text):
-            return answer
+    for figures in (True, False):
+        for text in reversed(said):
+            if answer := boxed(text) or _last(_STATED, text, figures):
+                return answer
     return _last(_EQUALS, said[-1]) if said else None
 
 
 def boxed(text: str) -> str:
-    r"""What the last complete \boxed{} holds, whose braces are balanced; "" without one."""
+    r"""What the last complete \boxed{} holds, whose braces are balanced, or else the last \boxed that
+    has no braces, as MATH writes a digit now and then; "" without one."""
     for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth = 1
         for mark in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # an escaped brace is none
             depth += {"{": 1, "}": -1}.get(mark[0], 0)
             if depth == 0:
                 return text[start : start + mark.start()].strip()
-    return ""
+    bare = re.findall(r"\\(?:boxed|fbox)\s+([^\s$.,;{}]+)", text)
+    return bare[-1] if bare else ""
 
 
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = [next(filter(None, match.groups()), "").strip(_WRAPPING) for match in pattern.finditer(text)]
+def _last(pattern: re.Pattern[str], text: str, figures: bool = False) -> str | None:
+    """The last answer that the pattern finds; with `figures` no plain words."""
+    found = []
+    for match in pattern.finditer(text):
+        answer = str(match[match.lastgroup or 0]).strip(_WRAPPING)
+        if match.lastgroup == "plain":
+            answer = _ABOUT.sub("", answer.replace("**", ""))
+            if figures and not _FIGURES.search(answer):
+                continue
+        found.append(answer)
     return next(filter(None, reversed(found)), None)
 
 
@@ -79,7 +96,13 @@ def final_code(messages: Iterable[Message], entry_point: str) -> str | None:
 def _blocks(text: str) -> list[str]:
     if "```" not in text:
         return [text]
-    return [match["code"] for match in _FENCE.finditer(text) if match["language"].lower() in _PYTHON]
+    fenced = (match for match in _FENCE.finditer(text) if match["language"].lower() in _PYTHON)
+    return [_outdented(match["code"]) for match in fenced]
+
+
+def _outdented(code: str) -> str:
+    """A block in a list is indented as a whole."""
+    return textwrap.dedent(code) if code[:1] in (" ", "\t") else code
 
 
 def parsed(code: str) -> ast.Module | None:

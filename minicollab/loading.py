@@ -33,6 +33,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# What a metric would stand beside, in results.
+_TAKEN = (
+    "mr", "tokens_read_k", "arm", "task_id", "sample", "details", "messages", "stop_reason", "cut",
+    "judgements", "extracted", "failure",
+)  # fmt: skip
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe. `overrides` are `key.path=value` strings, their values YAML.
 
@@ -113,9 +120,9 @@ def _check_metrics(path: Path, recipe: Recipe) -> None:
     own = [*asked, *(name for name in recipe.reward.weights if is_function(name))]
     weighed = Counter(label(name) for name in recipe.reward.weights)
     for name in own:
-        if label(name) in {*METRICS, "mr"} or weighed[label(name)] > 1:
+        if label(name) in {*METRICS, *_TAKEN} or weighed[label(name)] > 1:
             raise RecipeError(
-                f"{path.name}: {name}: {label(name)} is the name of another metric",
+                f"{path.name}: {name}: {label(name)} is the name of something else",
                 "Give this one another name.",
             )
     for name in recipe.reward.weights:

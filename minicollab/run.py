@@ -214,15 +214,22 @@ def unchanged(run: Run, stage: str, inputs: Any, outputs: Sequence[str]) -> bool
 
 
 def _sizes(run: Run, outputs: Sequence[str]) -> dict[str, int]:
-    """In bytes. Not of texts, to which later stages add."""
-    files = {name: run / name for name in outputs if not name.endswith(".md")}
-    return {name: path.stat().st_size for name, path in files.items() if path.exists()}
+    """In bytes. Not of texts, to which later stages add; of rows, which a person may leave out, whether
+    the last one is whole."""
+    found = {}
+    for name in outputs:
+        path = run / name
+        if path.is_file() and not name.endswith(".md"):
+            rows = name.endswith(".jsonl")
+            found[name] = int(path.read_bytes()[-1:] in (b"", b"\n")) if rows else path.stat().st_size
+    return found
 
 
 def keep(run: Run, stage: str) -> dict[str, Any]:
     """Note that a stage had nothing to do. Returns what it found when it last ran."""
     entry = run.journal()["stages"][stage]
-    run.record(stage, entry | _NOTHING | {"unchanged": True})
+    spent = {key: what for key, what in entry.items() if key != "energy_wh"}
+    run.record(stage, spent | _NOTHING | {"unchanged": True})
     return dict(entry["result"])
 
 

@@ -19,6 +19,7 @@ from minicollab.judge_check import short_check
 from minicollab.metrics import measures
 from minicollab.pairs import build_pairs, converse_all, weigh
 from minicollab.progress import Progress, Watcher, silent
+from minicollab.recipe import Recipe
 from minicollab.run import Result, Run, begin, finish, keep, measured, unchanged
 from minicollab.running import run_together
 from minicollab.tasks import load_tasks, split, tasks_file
@@ -54,10 +55,10 @@ def is_unchanged(run: Run, stage: str, progress: Progress = silent) -> bool:
 def simulate(run: Run, usages: list[Any], progress: Watcher = silent) -> Result:
     """tasks → rollouts.jsonl and pairs.jsonl (TRL's conversational preference format).
 
-    Where nothing but weights, token cost or gap has changed since the conversations were played,
-    they are kept and weighed anew.
+    Where nothing but the gap has changed since the conversations were played, they are kept; weights and
+    token cost weigh them anew, where they do not say how a conversation goes on.
     """
-    played = content_hash(_play_inputs(run, progress))
+    played = content_hash([_play_inputs(run, progress), _steers(run.recipe)])
     kept = _kept_rollouts(run, played)
     rows = _read_jsonl(run / "rollouts.jsonl") if kept else run_together(_play(run, usages, progress))
     rows = [weigh(row, run.recipe.reward) for row in rows]
@@ -103,6 +104,13 @@ async def _play(run: Run, usages: list[Any], progress: Watcher) -> list[Result]:
         futures = len(failures) + sum(len(row["futures"]) for row in rows)
         tolerate(failures, futures, recipe.simulate.max_failures, last=done == len(tasks))
     return rows
+
+
+def _steers(recipe: Recipe) -> Any:
+    """What of the reward the conversations themselves depend on: they go on with the best candidate, and
+    `adaptive` spends futures by it."""
+    steered = recipe.simulate.exchanges > 1 or recipe.simulate.allocation == "adaptive"
+    return recipe.reward.model_dump() if steered else None
 
 
 def _kept_rollouts(run: Run, played: str) -> bool:

@@ -157,7 +157,8 @@ def _drawn(table: Table) -> str:
     from rich.console import Console
 
     # As text, whatever it is shown on: in a notebook rich would show it there at once.
-    width = max(110, int(os.environ.get("COLUMNS", 0)))
+    wished = os.environ.get("COLUMNS", "")
+    width = max(110, int(wished) if wished.isdecimal() else 0)
     console = Console(width=width, no_color=True, force_jupyter=False, force_terminal=False)
     with console.capture() as capture:
         console.print(table, markup=False)

@@ -258,6 +258,11 @@ KERNEL = (
     Hostile("user namespace", "become root in a namespace of its own", REFUSED,
         _REFUSED_CALL.format("unshare(0x10000000)")),
     Hostile("trace", "trace another process", REFUSED, _REFUSED_CALL.format("ptrace(16, 1, 0, 0)")),
+    Hostile("shared segments", "list the host's System V memory", REFUSED,
+        _REFUSED_CALL.format("shmctl(0, 13, ctypes.create_string_buffer(256))")),
+    Hostile("semaphores", "remove the host's semaphores", REFUSED, _REFUSED_CALL.format("semctl(0, 0, 0)")),
+    Hostile("message queue", "read the host's messages", REFUSED,
+        _REFUSED_CALL.format("msgrcv(0, ctypes.create_string_buffer(256), 8, 0, 2048)")),
     Hostile("other root", "change its root", REFUSED, "os.chroot('/tmp')"),
     Hostile("way in", "use bpf, io_uring and performance counters", REFUSED, """
 libc = ctypes.CDLL(None, use_errno=True)

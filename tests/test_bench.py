@@ -101,6 +101,23 @@ def test_requests_are_those_that_simulate_makes() -> None:
     assert found["answers"]["policy"] == 6 * (3 + 3 * 2 * 2) and found["answers"]["simulator"] == 6 * 12
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"judge": {"prior_correction": True}},
+        {"judge": {"style": "json"}},
+        {"reward": {"weights": {"follow_up_likelihood": 1.0}}},
+    ],
+    ids=str,
+)
+def test_requests_hang_on_what_is_asked(change: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate(GIVEN | change | {"judge": GIVEN["judge"] | change.get("judge", {})})
+    judge = ScriptedEngine(lambda _: '{"reason": "so", "score": 3}', lambda _: [-0.1, -3.0])
+    user = ScriptedEngine(lambda r: f"user {len(r.prompt)}", lambda r: [-1.0] * len(r.continuations))
+    found = asyncio.run(estimate(recipe, cast() | {"judge": judge, "simulator": user}, {}, TASKS, 60))
+    assert found["answers"] == requests(recipe, TASKS[:3], TASKS[3:])["simulate"]
+
+
 def test_requests_are_those_that_eval_makes(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     counted = {role: Counted(engine, store) for role, engine in cast().items()}

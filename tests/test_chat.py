@@ -103,6 +103,25 @@ def test_an_empty_answer_leaves_the_talk_as_it_was() -> None:
     assert said(talk) == ["A", "yes"]
 
 
+def test_a_question_without_an_answer_is_asked_again_and_otherwise_each_time() -> None:
+    talk, engine = chat("yes", "", "", "", "at last", "x")
+    talk.ask("A", deaf)
+    talk.ask("B", deaf)
+    for _ in range(3):
+        talk.regenerate(deaf)
+    assert said(talk) == ["A", "yes", "B", "at last"]
+    assert len({request.sampling.seed for request in engine.requests[1:] if request.sampling}) == 4
+    talk.ask("C", deaf)
+    assert said(talk)[-2:] == ["C", "x"]
+
+
+def test_a_command_that_takes_nothing_drops_no_words() -> None:
+    for line in ("/new Help me write a speech.", "/quit now", "/regenerate\nplease", "/help me"):
+        with pytest.raises(MinicollabError, match="takes nothing after it"):
+            parse(line)
+    assert parse("/new  ") == ("new", "") and parse(" /new") is None
+
+
 def test_the_oldest_exchanges_make_room_and_a_message_too_long_is_refused() -> None:
     talk, engine = chat("a b c", "d", context=20)
     talk.ask("one two three four five six", deaf)

@@ -192,11 +192,12 @@ def test_what_was_measured_here_is_said_instead_of_an_estimate() -> None:
     )
     assert found["train"] == times.Time(191.8, here=True) and found["eval"] == times.Time(9, here=True)
     assert not found["simulate"].here and found["simulate"].seconds > 100  # it was only replayed
-    journal["stages"]["train"] = entry(7.5, 0, 0, resumed_from=60)
-    found = times.times(
-        recipe, patient.policy, patient.judge, NO_CARD, patient.lengths, patient.tasks, journal
-    )
-    assert not found["train"].here
+    for other in (entry(7.5, 0, 0, resumed_from=60), entry(0.1, 0, 0, weighed_anew=1), entry(4, 5000, 20)):
+        journal["stages"]["train"] = other
+        found = times.times(
+            recipe, patient.policy, patient.judge, NO_CARD, patient.lengths, patient.tasks, journal
+        )
+        assert not found["train"].here
 
 
 def test_training_is_compared_with_one_card_and_playing_with_all() -> None:

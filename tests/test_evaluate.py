@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,6 +134,19 @@ def test_a_failed_conversation_is_recorded_without_a_score() -> None:
     assert found.score is None and found.failure
     row = found.row()
     assert row["failure"] == found.failure and "mr" not in row
+
+
+def test_failures_that_come_first_are_a_share_of_all() -> None:
+    """A conversation that fails ends early, so the first to end are mostly failures."""
+    options = recipe(eval={"samples": 1, "exchanges": 2}, simulate={"max_failures": 0.5})
+    tasks = [replace(TASK, id=f"t{i}", opening=f"{'fail' if i % 3 == 0 else 'go'} {i}") for i in range(60)]
+    who = cast(options, user=lambda request: "" if "fail" in request.prompt else "beta", verdict=verdict)
+    found = asyncio.run(play_all(options, who, {"base": who.policy}, tasks))
+    assert [p.failure is not None for p in found] == [i % 3 == 0 for i in range(60)]
+
+
+def test_one_task_shows_nothing() -> None:
+    assert "shows nothing" in sentence(compared({"t0": (0.1, 0.2, 0.3)}))
 
 
 @pytest.mark.parametrize("simulate", [{"window": 0}, {"window": 2, "futures": 4, "allocation": "adaptive"}])

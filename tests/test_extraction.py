@@ -196,3 +196,28 @@ def test_names_of_a_thing(text: str, named: bool) -> None:
 
 def test_a_task_without_a_thing_is_never_named() -> None:
     assert not names("anything at all", Task("t", "?", ("x",)))
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (["The answer is $18. She makes $18 every day."], "$18"),
+        (["The answer is $18.\n\nCheck: $9 x 2 = $18."], "$18"),
+        ([r"The answer is $\$18$."], r"\$18"),
+        (["The answer is $x = 5$."], "x = 5"),
+        (["The answer is $ 5 $."], "5"),
+        (["The answer is **18** dollars"], "18 dollars"),
+        (["The answer is approximately 3.14."], "3.14"),
+        ([r"\boxed{5}", "You're welcome! I'm glad the answer is clear now."], "5"),
+        (["The answer is 7.", "Do you know what the answer is?"], "7"),
+        (["The answer is Evelyn."], "Evelyn"),
+        ([r"So it is $\boxed 9$."], "9"),
+    ],
+)
+def test_money_thanks_and_emphasis_are_no_part_of_an_answer(said: list[str], answer: str) -> None:
+    assert final_answer([Message("assistant", text) for text in said]) == answer
+
+
+def test_a_program_in_a_list_is_indented() -> None:
+    text = "1. Here it is:\n\n   ```python\n   def f(x):\n       return x\n   ```\n"
+    assert final_code([Message("assistant", text)], "f") == "def f(x):\n    return x\n"

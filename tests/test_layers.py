@@ -12,7 +12,7 @@ import minicollab
 ROOT = Path(minicollab.__file__).parent
 ORDER = """
 minicollab
-errors schema progress seeds silence markdown
+errors schema progress seeds silence markdown terminal
 failures running quantization
 recipe
 files prompts

@@ -135,10 +135,11 @@ def test_a_metric_that_is_none_is_refused(small: Path) -> None:
         "reward.weights={metrics.py:interactivity: 1, interactivity: 1}",
         "judge.questions={asks: {ask: 'Does it?', metric: goal_coverage}}",
         "judge.questions={asks: {ask: 'Does it?', metric: mr}}",
+        "judge.questions={asks: {ask: 'Does it?', metric: details}}",
     ],
 )
 def test_two_metrics_of_one_name_are_refused(small: Path, override: str) -> None:
-    with pytest.raises(RecipeError, match="is the name of another metric"):
+    with pytest.raises(RecipeError, match="is the name of something else"):
         load_recipe(small, [override])
 
 

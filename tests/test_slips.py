@@ -145,6 +145,16 @@ def test_a_file_that_was_cut_is_made_again(small: Path) -> None:  # noqa: F811
     assert not unchanged(run, "export", {"of": 1}, outputs(run))
 
 
+def test_rows_may_be_left_out_by_hand_and_not_cut(small: Path) -> None:  # noqa: F811
+    run = Run(small.parent / "run", load_recipe(small))
+    run.folder.mkdir()
+    (run / "pairs.jsonl").write_text("{}\n{}\n")
+    finish(run, "simulate", 1, ["pairs.jsonl"], {}, COST)
+    for text, same in (("{}\n", True), ("", True), ("{}\n{", False)):
+        (run / "pairs.jsonl").write_text(text)
+        assert unchanged(run, "simulate", 1, ["pairs.jsonl"]) == same
+
+
 @pytest.mark.parametrize(
     "entry", [{"x": 1}, {"inputs": "a", "result": None}, {"inputs": "a", "result": {}, "computed": 5}]
 )
@@ -195,6 +205,25 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
     assert "there is no file" in line and "tasks.path" not in line
 
 
+def test_a_cell_that_is_longer_than_a_line_ends_the_file(tmp_path: Path) -> None:
+    whole, long = tmp_path / "whole.csv", tmp_path / "long.csv"
+    whole.write_text(f"title,text\na,{'b' * 200_000}\nc,d\n")
+    assert [entry.fault for entry in entries(whole)] == ["", ""]
+    cell = "word, word\n" * 120_000
+    long.write_text(f'title,text\na,"{cell}"\nc,d\n')
+    (only,) = entries(long)
+    assert "not CSV" in only.fault
+
+
+def test_what_data_says_to_a_terminal(small: Path) -> None:  # noqa: F811
+    evil = "\x1b]52;c;aGk=\x07hello \u202eolleh"
+    (small.parent / "tasks.jsonl").write_text(json.dumps({"opening": evil, "details": ["b"]}) + "\n")
+    for option in ([], ["--json"]):
+        told = CliRunner().invoke(main, ["tasks", "preview", str(small), *option])
+        assert told.exit_code == 0 and "hello" in told.stdout
+        assert not {"\x1b", "\x07", "\u202e"} & set(told.stdout)
+
+
 # Metrics of one's own
 
 
@@ -238,6 +267,16 @@ def test_a_locale_without_arrows_and_a_reader_that_has_heard_enough(small: Path)
         f"{' '.join(command)} -n 20 | true", shell=True, env=where, capture_output=True, timeout=60
     )
     assert b"permissions" not in piped.stderr
+
+
+@pytest.mark.parametrize("width", ["", "abc", "-5"])
+def test_a_width_that_is_none(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.table import Table
+
+    from minicollab.summaries import _drawn
+
+    monkeypatch.setenv("COLUMNS", width)
+    assert "head" in _drawn(Table("head"))
 
 
 def test_days_and_sizes_that_are_no_numbers(tmp_path: Path) -> None:

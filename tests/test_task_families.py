@@ -111,6 +111,11 @@ def test_how_a_problem_is_cut() -> None:
         "what is the least sum?",
     )
     assert told("Compute $1, 2$.") == ("Compute $1, 2$.",)
+    assert told("A robe costs $5. A shirt costs $3. What do both?") == (
+        "A robe costs $5.",
+        "A shirt costs $3.",
+        "What do both?",
+    )
 
 
 @pytest.mark.parametrize(

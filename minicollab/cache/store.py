@@ -78,10 +78,11 @@ class Store:
         request: Any,
         ask: Callable[[], Awaitable[Any]],
         tokens: Callable[[Any], int] = lambda answer: 0,
+        keep: Callable[[Any], bool] = lambda answer: True,
     ) -> Any:
         """The stored answer to a request (JSON, as the answer is), else what `ask` gives, which is
-        stored. `tokens` says how many were generated for it. Two equal requests under way at once
-        are asked once.
+        stored if it is one to `keep`. `tokens` says how many were generated for it. Two equal
+        requests under way at once are asked once.
         """
         key = content_hash({"format": FORMAT, "kind": kind, "request": request})
         if key in self._under_way:
@@ -93,7 +94,8 @@ class Store:
             with self._work.charged() as seconds:
                 answer = await ask()
                 row = Row(kind, answer, tokens(answer), round(seconds(), 4), self.recipe, self.stage)
-            self.put(key, row)
+            if keep(answer):
+                self.put(key, row)
             return answer
 
         # Shielded: whoever asked first may give up, others wait for the same answer.

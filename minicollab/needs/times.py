@@ -22,6 +22,7 @@ _PLAIN_CORE = 0.25
 _READ, _READ_OF_REPLY = 15, 0.2  # tokens that are new in a prompt, and of the longest reply
 _SAID = 0.6  # of the most that an answer may have
 _LOADING = {"simulate": 3.0, "train": 25.0, "export": 20.0, "eval": 3.0}  # seconds
+_REPLAYED = 50  # look-ups that hit for one that misses: most of the stage was done before
 _EXPORTED = 40e6  # parameters a second: merged, quantized, and checked against torch
 
 
@@ -66,9 +67,10 @@ def times(
 def _computed(entry: Any) -> bool:
     """Not what was only replayed from the cache, or went on from a checkpoint: that says nothing about
     the next time."""
-    if not entry or entry["result"].get("resumed_from"):
+    if not entry or entry["result"].get("resumed_from") or entry["result"].get("weighed_anew"):
         return False
-    return not (entry["computed"]["cache_hits"] and not entry["computed"]["cache_misses"])
+    hits, misses = entry["computed"]["cache_hits"], entry["computed"]["cache_misses"]
+    return bool(hits <= _REPLAYED * misses or not hits)
 
 
 def _answer(model: Model | None, role: str, recipe: Recipe, machine: Machine) -> float:

@@ -143,5 +143,7 @@ def _svg(
     for name, stand_in in _STAND_INS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     svg = re.sub(r' id="[a-z]+_\d+"', "", svg)  # every chart has a figure_1
-    head = rf'<svg \1 role="img" aria-label="{escape(title)}">'
-    return Markup(re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda m: m.expand(head), svg, count=1))
+    named = f'role="img" aria-label="{escape(title)}"'
+    return Markup(
+        re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda m: f"<svg {m[1]} {named}>", svg, count=1)
+    )

@@ -236,7 +236,8 @@ class Explorer {
         const detail = name === "goal_coverage" && index in task.details ? this.text(task.details[index]) : null;
         const question = detail ? `Said: ${detail}` : this.data.questions[name] ?? `${label(name)} ${index + 1}`;
         const which = !detail && name in this.data.questions && answers.length > 1 ? ` (reply ${index + 1})` : "";
-        return [el("span", "", question + which), bar(answer), el("span", "", answer.toFixed(2))];
+        const drawn = answer >= 0 && answer <= 1 ? bar(answer) : el("span"); // a log-likelihood is no share
+        return [el("span", "", question + which), drawn, el("span", "", answer.toFixed(2))];
       }),
     );
     return el("div", "judged", ...rows);

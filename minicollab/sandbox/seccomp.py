@@ -74,9 +74,18 @@ ioperm 173 -
 memfd_create 319 279
 memfd_secret 447 447
 shmget 29 194
+shmat 30 196
+shmctl 31 195
 semget 64 190
+semop 65 193
+semctl 66 191
+semtimedop 220 192
 msgget 68 186
+msgsnd 69 189
+msgrcv 70 188
+msgctl 71 187
 mq_open 240 180
+mq_unlink 241 181
 socket 41 198
 socketpair 53 199
 kill 62 129
@@ -145,8 +154,9 @@ _RULES = (
         keyctl add_key request_key kexec_load kexec_file_load init_module finit_module delete_module
         reboot swapon swapoff acct syslog settimeofday clock_settime adjtimex clock_adjtime
         sethostname setdomainname iopl ioperm"""),
-    # Memory that belongs to no process would not be counted.
-    _Rule("memfd_create memfd_secret shmget semget msgget mq_open"),
+    # Memory that belongs to no process would not be counted, and Landlock leaves the host's open.
+    _Rule("""memfd_create memfd_secret shmget shmat shmctl semget semop semctl semtimedop
+        msgget msgsnd msgrcv msgctl mq_open mq_unlink"""),
     _Rule("clone", arg=0, mask=_NEW_NAMESPACES, unless=True),
     # Its flags are out of sight; the C library then takes clone.
     _Rule("clone3", error=errno.ENOSYS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import selectors
+import signal
 import subprocess
 import threading
 import time
@@ -29,6 +30,15 @@ class Seen:
     errors: str
     status: int
     over: str
+
+    @property
+    def end(self) -> str:
+        """How the process ended: by itself, or by which signal."""
+        if self.status <= 128:
+            return "ended"
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(self.status - 128).name}"
+        return f"was killed by signal {self.status - 128}"
 
 
 def watch(

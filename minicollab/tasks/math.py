@@ -9,7 +9,7 @@ import re
 
 from pydantic import field_validator
 
-from minicollab.extraction import boxed
+from minicollab.extraction import DOLLARS, boxed
 from minicollab.schema import Task
 from minicollab.tasks.family import Family, Id, Text, a, pick
 from minicollab.tasks.pieces import at_most, clauses, sentences
@@ -17,7 +17,7 @@ from minicollab.tasks.pieces import at_most, clauses, sentences
 _PIECES = 6
 _WHOLE = re.compile(
     r"\[asy\].*?\[/asy\]|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\\\[.*?\\\]|\\\(.*?\\\)"
-    r"|\$\$.*?\$\$|\$(?:\\.|[^$\\])*\$",
+    r"|\$\$.*?\$\$|" + re.sub(r"\?P<\w+>", "?:", DOLLARS),
     re.DOTALL,
 )
 _OPENINGS = (

@@ -101,6 +101,7 @@ def _csv(lines: Iterator[tuple[str, str]]) -> Iterator[Entry]:
                 faults[number] = fault
             yield text
 
+    csv.field_size_limit(LONGEST)
     reader = csv.reader(chain([header], texts()), delimiter=max(",;\t", key=header.count), strict=True)
     names: list[str] = []
     while True:
@@ -111,6 +112,8 @@ def _csv(lines: Iterator[tuple[str, str]]) -> Iterator[Entry]:
             return
         except csv.Error as error:
             yield Entry(begin, fault=f"not CSV ({error})")
+            if "limit" in str(error):  # within a cell: who knows where it ends
+                return
             continue
         broken = [number for number in range(begin, reader.line_num + 1) if number in faults]
         if broken:
