@@ -358,6 +358,17 @@ def test_tests_are_run_once_and_kept(host: Host, tmp_path: Path) -> None:
     stores[1].close()
 
 
+def test_an_outcome_of_the_clock_is_not_kept(host: Host, tmp_path: Path) -> None:
+    """On a machine that is less busy it may be another."""
+    store = Store(tmp_path)
+    sandbox = Sandbox(Options(python=str(host.python), seconds=0.5), store)
+    for _ in range(2):
+        outcome = asyncio.run(sandbox.test("while True:\n    pass", TESTS))
+        assert outcome.reason == "took longer than 0.5 s"
+    assert (store.hits, store.misses) == (0, 2)
+    store.close()
+
+
 def test_tests_wait_until_no_model_has_work(ours: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
