@@ -44,7 +44,7 @@ def ambiguity(
     from minicollab.ambiguity import evaluate
 
     with (
-        Run.open(run_or_recipe, "ambiguity", out, overrides) as run,
+        Run.open(run_or_recipe, "ambiguity", out, overrides, trial=True) as run,
         display("ambiguity") as progress,
     ):
         result = evaluate(run, trained, progress)

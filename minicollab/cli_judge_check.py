@@ -38,7 +38,7 @@ def judge_check(
 
     result: dict[str, Any]
     with (
-        Run.open(run_or_recipe, "judge-check", out, overrides) as run,
+        Run.open(run_or_recipe, "judge-check", out, overrides, trial=True) as run,
         display("judge-check") as progress,
     ):
         if short:

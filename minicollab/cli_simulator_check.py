@@ -53,7 +53,7 @@ def simulator_check(
 
     asked = [style.strip() for style in styles.split(",") if style.strip()]
     with (
-        Run.open(run_or_recipe, "simulator-check", out, overrides) as run,
+        Run.open(run_or_recipe, "simulator-check", out, overrides, trial=True) as run,
         display("simulator-check") as progress,
     ):
         result = check(run, number, asked, progress)

@@ -133,18 +133,18 @@ def model_file(run: Run) -> Path:
 def trained(run: Run) -> Path:
     """The merged model. RunError if the run has none, or has been trained anew since, with what to
     type."""
-    return _exported(run, model_file(run).name, "adapter", "the merged model")
+    return _exported(run, model_file(run).name, "adapter", "merged model")
 
 
 def adapter(run: Run) -> Path:
     """The adapter's GGUF; the same."""
-    return _exported(run, "adapter.gguf", "merged", "the adapter")
+    return _exported(run, "adapter.gguf", "merged", "adapter")
 
 
-def _exported(run: Run, name: str, lacking: str, what: str) -> Path:
-    if run.recipe.export.only == lacking:
+def _exported(run: Run, name: str, other: str, what: str) -> Path:
+    if run.recipe.export.only == other:
         raise RunError(
-            f"{run.folder.name} has exported no such file, and this needs {what}",
+            f"{run.folder.name} has exported its {other} alone, and this needs the {what}",
             f"Run: minicollab export {run.folder} --set export.only=null",
         )
     file = run.need(f"export/{name}", "export")

@@ -52,17 +52,18 @@ class Run:
         doing: str,
         out: Path | None = None,
         overrides: Sequence[str] = (),
+        trial: bool = False,
     ) -> Iterator[Run]:
         """The run of a recipe, or the run that lies in the folder `path`, for this process alone
-        while it is `doing` something; the folder is made, and the recipe saved where there is none.
-        With `out` it is a run in that folder."""
+        while it is `doing` something. With `out` it is a run in that folder. The folder is made, and
+        the recipe saved in it; a run's own, and for a `trial` any, only where there is none yet."""
         recipe = recipe_at(path, overrides)
         run = cls((out or (path if path.is_dir() else Path("runs") / recipe.name)).resolve(), recipe)
         with ExitStack() as stack:
             try:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held(run.folder, doing))
-                if not (run / "recipe.yaml").exists():
+                if not (run / "recipe.yaml").exists() or not (trial or path.is_dir()):
                     run.save_recipe()
             except OSError as error:
                 raise RunError(

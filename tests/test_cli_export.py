@@ -9,6 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from minicollab import exporting
 from minicollab.cache.keys import file_fingerprint
 from minicollab.cli import main
 from minicollab.errors import RunError
@@ -128,6 +129,8 @@ def test_what_a_run_promises_and_depends_on(small: Path) -> None:  # noqa: F811
     assert outputs(alone) == ["export/MODEL_CARD.md", "export/HOWTO.md", "export/adapter.gguf"]
     with pytest.raises(Exception, match=r"adapter alone.*export\.only=null"):
         trained(alone)
+    with pytest.raises(RunError, match=r"merged alone, and this needs the adapter.*export\.only=null"):
+        exporting.adapter(run("export.only=merged"))
     (small.parent / "run/adapter").mkdir(parents=True)
     (small.parent / "run/adapter/adapter_model.safetensors").write_bytes(b"x")
     asked = [inputs(run(*o), lambda *_: None) for o in ((), ("export.scale=0.5",), ("train.epochs=1",))]
