@@ -10,6 +10,7 @@ a store of its own, and nothing else should be running.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -40,8 +41,8 @@ def main() -> None:
 
 def measure(recipe: Path, way: str, count: int, folder: Path) -> None:
     """A row for each question, after `count` cases and those of the turn that warms up."""
-    store = f"cache={folder / 'store'}"
-    with Run.open(recipe, "judge-styles", folder / "run", [store]) as run, run.asking("judge-styles"):
+    os.environ["MINICOLLAB_CACHE"] = str(folder / "store")
+    with Run.open(recipe, "judge-styles", folder / "run") as run, run.asking("judge-styles"):
         for probe in probes(roles.cast(run, [], silent)):
             given = cases(probe.metric, conversations("tune"))[: count + _TURN]
             took = run_together(_in_turns(probe, given, way))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from minicollab.recipe import Simulator as Options
 from minicollab.schema import Conversation, Cut, Message, Task
 from minicollab.seeds import seed_of
 
-DONE = "[done]"
+_DONE = re.compile(r"\[done\]|^\W*done\W*$", re.IGNORECASE)  # small models forget the brackets
 _TRIES = 4
 
 
@@ -87,7 +88,7 @@ class Simulator:
     async def _draw(self, prompt: Prompt, told: bool, seed: int) -> str | None:
         for attempt in range(_TRIES):
             text = await self._say(prompt, seed_of(seed, attempt))
-            ends = DONE in text.lower()
+            ends = _DONE.search(text)
             if text and not ends:
                 return text
             if ends and (told or attempt == _TRIES - 1):

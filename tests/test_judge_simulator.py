@@ -41,7 +41,7 @@ def test_the_user_opens_vaguely_and_then_answers(style: str) -> None:
     assert "For whom?" in request.prompt
 
 
-@pytest.mark.parametrize("text", ["[done]", "[DONE]", " ok, [done] thanks"])
+@pytest.mark.parametrize("text", ["[done]", "[DONE]", " ok, [done] thanks", "Done", "done.", "**Done!**"])
 @pytest.mark.parametrize("style", STYLES)
 def test_done_ends_the_conversation(text: str, style: str) -> None:
     told = TALK + Message("user", "my uncle") + Message("assistant", "Dear uncle, all the best!")
