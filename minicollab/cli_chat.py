@@ -63,21 +63,21 @@ def chat(
     given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     given = {name: value for name, value in given.items() if value is not None}
     seed = secrets.randbelow(2**31) if seed is None else seed
-    with _ended_by_sigterm():
+    with _Sigterm() as sigterm:
         with display("chat") as progress:
             talk = open_chat(run_or_gguf, adapter, given, seed, context, progress)
         talk.tell(system)
         if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
-            _Terminal(talk).run(run_or_gguf)
+            _Terminal(talk, sigterm).run(run_or_gguf)
         else:
-            _Pipe(talk).run()
+            _Pipe(talk, sigterm).run()
 
 
 class _Pipe:
     """Lines in, replies out; notices and errors on standard error."""
 
-    def __init__(self, talk: Chat):
-        self._talk = talk
+    def __init__(self, talk: Chat, sigterm: _Sigterm):
+        self._talk, self._sigterm = talk, sigterm
 
     def run(self) -> None:
         if isinstance(sys.stdin, io.TextIOWrapper):
@@ -92,17 +92,16 @@ class _Pipe:
 
         line = line.encode("utf-8", "replace").decode()  # what was no UTF-8 has come as lone surrogates
         name, rest = parse(line) or ("", line)
-        if name == "quit":
-            return False
-        if name == "compare":
-            self.compare(rest)
-        elif name in ("", "regenerate"):
-            with _written() as write:
-                reply = self._talk.regenerate(write) if name else self._talk.ask(line, write)
-            self._remark(reply)
-        elif do := COMMANDS[name].do:
-            self.notice(do(self._talk, rest))
-        return True
+        with self._sigterm.in_order():
+            if name == "compare":
+                self.compare(rest)
+            elif name in ("", "regenerate"):
+                with _written() as write:
+                    reply = self._talk.regenerate(write) if name else self._talk.ask(line, write)
+                self._remark(reply)
+            elif do := COMMANDS[name].do:
+                self.notice(do(self._talk, rest))
+        return name != "quit"
 
     def compare(self, question: str) -> None:
         said: dict[str, str] = {}
@@ -213,38 +212,47 @@ def _line_editing() -> Iterator[None]:
             readline.write_history_file(history)
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """In a chat Ctrl-C does not end the program, and elsewhere SIGTERM does what Ctrl-C does.
+class _Sigterm:
+    """Ends the chat: at once where it loads or waits for a line, and `in_order` where it answers.
 
-    A reply under way is stopped first, by asyncio: an exception raised in the midst of its loop may lose
-    a task's turn, and the loop would wait for that task for ever.
+    In a chat Ctrl-C does not end the program, and elsewhere SIGTERM does what Ctrl-C does. There it
+    raises an exception, which in the midst of asyncio's loop may lose a task, and in the midst of its
+    set-up the reply itself.
     """
-    stopped: Any = None
-    again = threading.Timer(0, lambda: None)
-    code = 0
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped, again, code
-        code = 128 + number
-        interrupt = signal.getsignal(signal.SIGINT)  # asyncio's, a new one for each reply
-        if interrupt is signal.default_int_handler or not callable(interrupt):
-            raise SystemExit(code)
-        if interrupt is not stopped:
-            stopped = interrupt
-            interrupt(number, frame)
-        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+    def __init__(self) -> None:
+        self._code, self._answering = 0, False
+        self._again = threading.Timer(0, lambda: None)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        again.cancel()
-        signal.signal(signal.SIGTERM, before)
-    if code:  # there was nothing left to do after that reply
-        raise SystemExit(code)
+    def __enter__(self) -> _Sigterm:
+        self._before = signal.signal(signal.SIGTERM, self._leave)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._again.cancel()
+        signal.signal(signal.SIGTERM, self._before)
+
+    @contextmanager
+    def in_order(self) -> Iterator[None]:
+        self._answering = True
+        try:
+            yield
+        finally:
+            self._answering = False
+            if self._code:
+                raise SystemExit(self._code)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        self._code = 128 + number
+        if not self._answering:
+            raise SystemExit(self._code)
+        stop = signal.getsignal(signal.SIGINT)
+        if callable(stop) and stop is not signal.default_int_handler:  # asyncio's: it cancels the reply
+            with suppress(KeyboardInterrupt):  # where the reply is done already
+                return stop(number, frame)
+        self._again = threading.Timer(0.05, os.kill, (os.getpid(), number))  # it may not have begun
+        self._again.daemon = True
+        self._again.start()
 
 
 def _side_by_side(said: dict[str, str], console: Console) -> RenderableType:
