@@ -11,14 +11,15 @@ from minicollab import agreement, roles
 from minicollab.cast import Cast
 from minicollab.errors import NoLogprobsError
 from minicollab.labelled import Half, conversations, deceptions
-from minicollab.probes import GOAL, Case, Probe, cases, probes
+from minicollab.probes import GOAL, LABELS, Case, Probe, cases, probes
 from minicollab.progress import Progress, Watcher, silent
 from minicollab.run import Result, Run, run_check
 from minicollab.running import run_together
 
 JUDGEMENTS = "judge_check.jsonl"
 STYLES = ("rubric", "json")
-_SHORT = ("interactivity", GOAL)
+_SHORT = (*LABELS, GOAL)
+_FEW = 8  # sampled replies with one of the two labels
 _GOOD, _SURE, _WEAK = 0.9, 0.8, 0.75  # AUC; its lower bound; AUC
 
 
@@ -187,13 +188,17 @@ def short(run: Run, progress: Progress = silent) -> dict[str, Result]:
 async def short_form(
     cast: Cast, metrics: Collection[str] = _SHORT, progress: Progress = silent
 ) -> dict[str, Result]:
-    """AUC of the questions whose metric is in `metrics`, on the sampled replies of the tune half:
-    {question: {"auc", "judgements"}}. Rubric style, whatever the recipe's, since written verdicts take
-    too long to wait for."""
-    items = [item for item in conversations("tune") if item.sampled]
+    """AUC of the questions whose metric is in `metrics`, on the sampled replies of the tune half, or on
+    all of them where too few of the sampled have one of the labels: {question: {"auc", "judgements"}}.
+    Rubric style, whatever the recipe's, since written verdicts take too long to wait for."""
+    items = conversations("tune")
     found = {}
-    for probe in (probe for probe in probes(cast) if probe.metric in _SHORT and probe.metric in metrics):
+    for probe in (probe for probe in probes(cast) if probe.metric in metrics):
         given = cases(probe.metric, items)
+        sampled = [case for case in given if case.sampled]
+        labels = [case.label for case in sampled]
+        if min(labels.count(True), labels.count(False)) >= _FEW:
+            given = sampled
         row = figures(given, await probe.styled("rubric").scores(given, progress), draws=1)
         found[probe.name] = {"auc": row["auc"]["value"], "judgements": row["judgements"]}
     return found
@@ -211,4 +216,7 @@ async def short_check(cast: Cast, metrics: Collection[str] = _SHORT) -> str | No
     worst = ", ".join(
         f"{name} AUC {row['auc']:.2f} on {row['judgements']} labelled judgements" for name, row in bad.items()
     )
-    return f"the judge cannot judge: {worst}; rewards would be noise. Name a larger model as models.judge."
+    return (
+        f"the judge cannot judge: {worst}; rewards would be noise. "
+        "Name a larger model as models.judge, or leave what it cannot judge out of reward.weights."
+    )

@@ -310,6 +310,19 @@ def test_the_short_form_warns_of_a_judge_that_cannot_judge() -> None:
     assert "models.judge" in line and "\n" not in line
 
 
+def test_the_short_form_asks_for_all_that_is_rewarded_and_labelled() -> None:
+    """A judge saw interactivity and was blind for helpfulness, which was rewarded, too: no warning."""
+    questions = {"asks": {"ask": "ASKS?"}, "helps": {"ask": "HELPS?", "metric": "helpfulness"}}
+
+    def blind(talk: str, question: str) -> float:
+        return 0.5 if question == "HELPS?" else knows(talk, question)
+
+    who = cast(recipe(judge={"questions": questions}), judge=yes(blind))
+    line = asyncio.run(short_check(who, {"interactivity": 1.0, "helpfulness": 0.5})) or ""
+    assert "helps AUC 0.50 on 61 labelled judgements;" in line and "asks" not in line
+    assert asyncio.run(short_check(who, {"interactivity": 1.0})) is None
+
+
 def test_the_short_form_asks_for_what_is_rewarded_alone() -> None:
     engine = ScriptedEngine(score=yes(lambda talk, question: 0.5))
     assert asyncio.run(short_check(cast(recipe(), judge=engine), {"pass_rate": 1.0})) is None
