@@ -16,7 +16,7 @@ from minicollab.progress import Progress, silent
 from minicollab.schema import Conversation, Cut, Message, Rollout, Task
 
 GOAL = "goal_coverage"
-LABELS = ("interactivity", "helpfulness", "repetition")
+LABELS = ("interactivity", "helpfulness", "repetition", "politeness")
 _NEUTRAL = "This is a message from the assistant. It belongs to the conversation above."
 
 

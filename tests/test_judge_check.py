@@ -130,7 +130,9 @@ def test_each_half_is_balanced_and_of_many_domains(half: list[Any]) -> None:
     for metric in ("interactivity", "helpfulness", "goal_coverage"):
         labels = [c.label for c in cases(metric, half)]
         assert len(labels) >= 55 and balanced(labels), metric
-    assert sum(i.labels["repetition"] for i in half) >= 8
+    assert sum(c.label for c in cases("repetition", half)) >= 8
+    polite = [c.label for c in cases("politeness", half)]
+    assert len(polite) == 20 and sum(polite) == 10
     assert len({item.id.partition("-")[0] for item in half}) >= 8
     assert all(2 <= len(item.talk) <= 4 and item.talk.messages[-1].role == "assistant" for item in half)
     # A question mark alone gives away 46 of 57 and 56 of 66.
@@ -143,7 +145,8 @@ def test_the_set_as_a_whole() -> None:
     assert sum(item.sampled for item in HALVES[1]) >= 40
     assert len({item.id for item in EVERY}) == len(EVERY)
     assert len({str(item.talk) for item in EVERY}) == len(EVERY)
-    assert all(("interactivity" in item.labels) != item.labels["repetition"] for item in EVERY)
+    others = [item.labels for item in EVERY if "politeness" not in item.labels]
+    assert all(("interactivity" in labels) != labels["repetition"] for labels in others)
 
 
 def test_the_deceptive_replies() -> None:
@@ -246,7 +249,7 @@ def test_questions_are_asked_one_by_one_and_only_those_with_labels() -> None:
         "asks": {"ask": "ASKS?", "scope": "reply"},
         "helps": {"ask": "HELPS?", "metric": "helpfulness"},
         "again": {"ask": "AGAIN?", "metric": "repetition"},
-        "kind": {"ask": "KIND?", "metric": "politeness"},
+        "kind": {"ask": "KIND?", "metric": "kindness"},
     }
     engine = ScriptedEngine(score=yes(lambda talk, question: 0.5))
     options = recipe(judge={"questions": questions})
@@ -361,7 +364,7 @@ def write(folder: Path) -> Path:
         "judge": {
             "questions": {
                 "asks": {"ask": "Does the assistant ask the user for information?", "scope": "reply"},
-                "kind": {"ask": "Is the assistant polite?", "metric": "politeness"},
+                "kind": {"ask": "Is the assistant kind?", "metric": "kindness"},
             }
         },
         "engine": {"context": 4096},

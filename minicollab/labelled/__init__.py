@@ -1,6 +1,6 @@
 """Conversations labelled by reading, to check a judge with. Written and sampled for this project.
 
-conversations.jsonl: 140 short ones that end with an assistant's reply, in two halves, `tune` and
+conversations.jsonl: 180 short ones that end with an assistant's reply, in two halves, `tune` and
 `held_out`; no prompt was chosen by looking at the second. `talk` begins with the user. The labels:
 
 - interactivity: the last reply wants to be told something that the user has not told yet, however
@@ -10,6 +10,8 @@ conversations.jsonl: 140 short ones that end with an assistant's reply, in two h
 - helpfulness: whoever asked gets on by the last reply, be it an answer or a question whose answer is
   needed. Left out where readers would differ;
 - repetition: the last reply asks for something that the user has already told;
+- politeness: it asks in a friendly or plain way; no: it orders, blames, mocks or is impatient. 40 have
+  this label, and no other one;
 - `details`: whether the user has told each of them.
 
 The `sampled` ones are what SmolLM2-135M-Instruct (before and after training) and its simulated user
