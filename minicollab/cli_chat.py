@@ -82,9 +82,12 @@ class _Pipe:
     def run(self) -> None:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
-        for line in sys.stdin or ():  # None if it was closed
-            if line.strip() and not self.obey(line.rstrip()):
-                break
+        try:
+            for line in sys.stdin or ():  # None if it was closed
+                if line.strip() and not self.obey(line.rstrip()):
+                    break
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
 
     def obey(self, line: str) -> bool:
         """Do what a message or a command asks for. False if it is to leave."""
@@ -105,9 +108,16 @@ class _Pipe:
 
     def compare(self, question: str) -> None:
         said: dict[str, str] = {}
-        self._talk.compare(question, said.__setitem__)
+        whole = self._talk.compare(question, said.__setitem__)
         for name, text in said.items():
             click.echo(f"{name}: {text.strip()}")
+        if not whole:
+            self.stopped("(stopped)")
+
+    def stopped(self, how: str) -> None:
+        """By Ctrl-C, which ends a pipe."""
+        self.notice(how)
+        raise KeyboardInterrupt
 
     def notice(self, text: str) -> None:
         click.secho(text, err=True, dim=True)
@@ -120,7 +130,7 @@ class _Pipe:
         if reply.ended == "length":
             self.notice(f"(cut at {talk.options.max_tokens} tokens)")
         elif reply.ended == "stopped":
-            self.notice("(stopped)" if reply.text else "(stopped; as if it was not asked)")
+            self.stopped("(stopped)" if reply.text else "(stopped; as if it was not asked)")
         elif not reply.text:
             self.notice("(the model said nothing)")
 
@@ -154,7 +164,10 @@ class _Terminal(_Pipe):
             whole = self._talk.compare(question, hear)
         console.print(_side_by_side(said, console))
         if not whole:
-            self.notice("(stopped)")
+            self.stopped("(stopped)")
+
+    def stopped(self, how: str) -> None:
+        self.notice(how)  # and the talk goes on
 
 
 @contextmanager
@@ -215,7 +228,7 @@ def _line_editing() -> Iterator[None]:
 class _Sigterm:
     """Ends the chat: at once where it loads or waits for a line, and `in_order` where it answers.
 
-    In a chat Ctrl-C does not end the program, and elsewhere SIGTERM does what Ctrl-C does. There it
+    In a chat Ctrl-C need not end the program, and elsewhere SIGTERM does what Ctrl-C does. There it
     raises an exception, which in the midst of asyncio's loop may lose a task, and in the midst of its
     set-up the reply itself.
     """

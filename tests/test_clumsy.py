@@ -287,25 +287,31 @@ def test_a_model_that_computes_no_numbers_is_named(temperature: float, tmp_path:
 
 
 @pytest.mark.parametrize("moment", [0, 0.003, 0.006])
-def test_stopped_in_the_midst_of_a_reply(moment: float) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_the_midst_of_a_reply(how: signal.Signals, moment: float) -> None:
     """At some moments asyncio lost a task, and waited for it for ever; and at most of them the lines
-    that were left were begun, too, one by one."""
+    that were left were begun, too, one by one. Ctrl-C ended the reply alone, and the exit code was 0."""
     command = [sys.executable, "-m", "minicollab", "chat", str(tiny("chatml")), "--max-tokens", "2000"]
     where = os.environ | {"PYTHONPATH": str(REPO)}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=where
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=where,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as child:
         assert child.stdin and child.stdout
         child.stdin.write(b"the rain\n" * 100)
         child.stdin.flush()
         child.stdout.read(1)
         time.sleep(moment)
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(how)
         try:
             _, told = child.communicate(timeout=60)
         finally:
             child.kill()
-    assert child.returncode == 128 + signal.SIGTERM
+    assert child.returncode == 128 + how
     assert told.count(b"(stopped") <= 1 and b"Traceback" not in told and b"Warning" not in told
 
 
